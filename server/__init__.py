@@ -1,0 +1,1 @@
+"""The gateway: gRPC requests in, pictures out, with the neural networks behind an engine port."""

@@ -1,0 +1,1 @@
+"""Where the networks run: one port (`port.py`), several homes for it (Triton, in-process)."""
