@@ -1,0 +1,59 @@
+# Everything a person or CI does here. Versions are pinned in pyproject.toml.
+PYTHON ?= python3
+PROMPT ?= a red house and a sailboat at sunset
+OUT    ?= out/picture.png
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
+
+.PHONY: help run serve test check format lint types proto proto-lint models bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t14
+
+run: $(VENV)/serve ## one picture from a fresh clone: PROMPT="..." OUT=picture.png
+	@$(BIN)/mediagen generate "$(PROMPT)" --start-service -o "$(OUT)"
+
+serve: $(VENV)/serve ## the service, until Ctrl-C, on MEDIAGEN_GRPC_ADDRESS (default 127.0.0.1:50051)
+	@$(BIN)/mediagen serve
+
+test: $(VENV)/all ## the whole test suite
+	@$(BIN)/python -m pytest
+
+check: format lint types proto-lint test ## everything CI looks at
+
+format: $(VENV)/all ## is the code formatted?
+	@$(BIN)/ruff format --check .
+
+lint: $(VENV)/all ## style and likely mistakes
+	@$(BIN)/ruff check .
+
+types: $(VENV)/all ## mypy, strict
+	@$(BIN)/mypy
+
+proto-lint: $(VENV)/all ## the public API's style
+	@cd proto && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
+
+proto: $(VENV)/all ## generate the stubs in client/mediagen/v1
+	@$(BIN)/python -m grpc_tools.protoc -I proto --python_out=client --pyi_out=client --grpc_python_out=client proto/mediagen/v1/*.proto
+
+models: $(VENV)/all ## render model_repository from the default checkpoint
+	@$(BIN)/python -m export sd15 --checkpoint demo/checkpoints/sd15 --out model_repository
+
+bench: $(VENV)/all ## what a call costs outside its engines
+	@$(BIN)/python -m bench.overhead
+
+clean: ## remove the environment and everything generated
+	rm -rf $(VENV) out .cache build *.egg-info
+
+$(VENV)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { echo "mediagen needs Python 3.11 to 3.13; name one: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) && touch $@
+
+$(VENV)/serve: pyproject.toml | $(VENV)/python
+	@echo "installing the serving set (about a minute, no torch)"
+	@$(PIP) -e '.[serve]' && touch $@
+
+$(VENV)/all: $(VENV)/serve
+	@echo "installing what export, training and tests need (several minutes: torch)"
+	@$(PIP) -e '.[serve,export,demo,dev]' && touch $@
