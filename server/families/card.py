@@ -19,6 +19,7 @@ class Scheduler:
     prediction_type: str  # "epsilon" or "v_prediction"
     steps_offset: int
     set_alpha_to_one: bool
+    timestep_spacing: str | None = None  # None: the config names none and each sampler's own default holds
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,152 @@
+"""Noise levels: what a checkpoint was trained on, which levels a run visits, and how a raw output becomes a picture.
+
+Pure functions of numbers. Knows no engine, no sampler and no request. Symbols are the papers': x = alpha * clean +
+sigma * noise with alpha^2 + sigma^2 = 1 is the form a model takes; k-diffusion's form is x / alpha, whose noise level
+is k = sigma / alpha (Karras et al. 2022, "EDM", call that one sigma).
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from server.families.card import Scheduler
+
+Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One noise level: x = alpha * clean + sigma * noise."""
+
+    alpha: float
+    sigma: float
+    time: float  # what the model is told; 0..num_train_timesteps - 1, may be fractional
+
+    @property
+    def k(self) -> float:
+        """The noise level in k-diffusion's form."""
+        return self.sigma / self.alpha
+
+
+CleanFrom = Callable[[Array, Array, Level], Array]  # (raw output, x, level) -> clean, all c h w, float32
+
+
+def clean_from_eps(raw: Array, x: Array, level: Level) -> Array:
+    """The model predicts the noise (Ho et al. 2020)."""
+    return (x - level.sigma * raw) / level.alpha
+
+
+def clean_from_v(raw: Array, x: Array, level: Level) -> Array:
+    """The model predicts v = alpha * noise - sigma * clean (Salimans and Ho 2022)."""
+    return level.alpha * x - level.sigma * raw
+
+
+CLEAN_FROM: Mapping[str, CleanFrom] = {"epsilon": clean_from_eps, "v_prediction": clean_from_v}
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """The levels a checkpoint was trained on, and what its scheduler config says of walking them."""
+
+    alphas_cumprod: Array  # t, float32, falling: alpha^2 of each training timestep
+    final_alpha_cumprod: float  # alpha^2 that DDIM assumes behind timestep 0
+    steps_offset: int  # added to every timestep of the "leading" spacing
+    spacing: "Spacing | None"  # None: each sampler's own default
+    clean_from: CleanFrom
+
+
+Spacing = Callable[[NoiseSchedule, int], npt.NDArray[np.float64]]  # -> steps timesteps, falling
+
+
+def leading(schedule: NoiseSchedule, steps: int) -> npt.NDArray[np.float64]:
+    """Whole multiples of floor(T / steps) from 0, plus the offset ("leading" in Lin et al. 2023, table 2)."""
+    stride = len(schedule.alphas_cumprod) // steps
+    return np.arange(steps - 1, -1, -1, dtype=np.float64) * stride + schedule.steps_offset
+
+
+def linspace(schedule: NoiseSchedule, steps: int) -> npt.NDArray[np.float64]:
+    """Evenly from T - 1 down to 0, both included; one step is timestep 0 (as diffusers has it)."""
+    return np.linspace(0, len(schedule.alphas_cumprod) - 1, steps, dtype=np.float32)[::-1].astype(np.float64)
+
+
+_SPACINGS: Mapping[str | None, Spacing | None] = {None: None, "leading": leading}
+_BETA_ROOTS: Mapping[str, float] = {"linear": 1.0, "scaled_linear": 0.5}  # betas are linear in beta^root
+
+
+def noise_schedule(scheduler: Scheduler) -> NoiseSchedule:
+    """Raises `ValueError` where the card asks for a schedule that is not built."""
+    _allowed("timestep_spacing", scheduler.timestep_spacing, _SPACINGS)
+    _allowed("beta_schedule", scheduler.beta_schedule, _BETA_ROOTS)
+    _allowed("prediction_type", scheduler.prediction_type, CLEAN_FROM)
+    root = _BETA_ROOTS[scheduler.beta_schedule]
+    betas = _torch_linspace(scheduler.beta_start**root, scheduler.beta_end**root, scheduler.num_train_timesteps)
+    alphas = np.float32(1) - betas ** np.float32(1 / root)
+    # torch accumulates a float32 cumprod in float64 and rounds each product
+    alphas_cumprod = np.cumprod(alphas, dtype=np.float64).astype(np.float32)
+    alphas_cumprod.flags.writeable = False
+    return NoiseSchedule(
+        alphas_cumprod=alphas_cumprod,
+        final_alpha_cumprod=1.0 if scheduler.set_alpha_to_one else float(alphas_cumprod[0]),
+        steps_offset=scheduler.steps_offset,
+        spacing=_SPACINGS[scheduler.timestep_spacing],
+        clean_from=CLEAN_FROM[scheduler.prediction_type],
+    )
+
+
+def level_at(schedule: NoiseSchedule, timestep: int) -> Level:
+    """The level of a whole training timestep."""
+    return level_of_alpha_cumprod(float(schedule.alphas_cumprod[timestep]), timestep)
+
+
+def level_of_alpha_cumprod(alpha_cumprod: float, time: float) -> Level:
+    """The level whose alpha^2 is given."""
+    return Level(alpha=math.sqrt(alpha_cumprod), sigma=math.sqrt(1 - alpha_cumprod), time=time)
+
+
+def level_of_k(k: float, time: float) -> Level:
+    """The level of k-diffusion's sigma k."""
+    alpha = 1 / math.sqrt(1 + k * k)
+    return Level(alpha=alpha, sigma=k * alpha, time=time)
+
+
+def training_ks(schedule: NoiseSchedule) -> Array:
+    """k of every training timestep, rising."""  # t, float32
+    return np.sqrt((1 - schedule.alphas_cumprod) / schedule.alphas_cumprod)
+
+
+def ks_at(schedule: NoiseSchedule, times: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """k at fractional timesteps: linear between the training ones, as k-diffusion's and diffusers' Euler have it."""
+    ks = training_ks(schedule)
+    return np.interp(times, np.arange(len(ks)), ks)
+
+
+def times_of(schedule: NoiseSchedule, ks: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The fractional timesteps of given ks: linear in log k between the training ones."""
+    log_ks = np.log(training_ks(schedule))
+    return np.interp(np.log(ks), log_ks, np.arange(len(log_ks)))
+
+
+def karras_ks(k_min: float, k_max: float, steps: int) -> npt.NDArray[np.float64]:
+    """EDM equation (5) with rho = 7, from k_max down to k_min; one step is k_max."""
+    rho = 7.0
+    ramp = np.linspace(0, 1, steps)
+    return (k_max ** (1 / rho) + ramp * (k_min ** (1 / rho) - k_max ** (1 / rho))) ** rho
+
+
+def _allowed(field: str, value: object, allowed: Mapping[str, object] | Mapping[str | None, object]) -> None:
+    if value not in allowed:
+        names = ", ".join(str(name) for name in allowed)
+        raise ValueError(f"the card's scheduler has {field} {value!r}; built are: {names}")
+
+
+def _torch_linspace(first: float, last: float, count: int) -> Array:
+    """torch.linspace in float32: from both ends to the middle, each value rounded once. One ulp in a beta shows after
+    1000 products."""
+    start, end = np.float32(first), np.float32(last)
+    stride = float((end - start) / np.float32(count - 1))
+    index = np.arange(count)
+    values = np.where(index < count // 2, float(start) + stride * index, float(end) - stride * (count - 1 - index))
+    return values.astype(np.float32)

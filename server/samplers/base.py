@@ -1,0 +1,61 @@
+"""What a sampler is: a generator that yields (x, level), "what is behind x here?", and is sent an `Estimate`.
+
+A sampler goes on from the estimate's x, not from the x it yielded: inpainting blends the known area in before an
+evaluation. At this boundary x is always alpha * clean + sigma * noise, as the model takes it, whatever form the paper
+uses. No engines, no I/O, no async; guidance and the kind of prediction are the driver's.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+
+from server.levels import Array, Level, NoiseSchedule
+from server.noise import NoiseStream
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """The driver's answer. Every array is c h w, float32: one image, no batch axis."""
+
+    x: Array  # as the driver used it
+    clean: Array  # the clean image behind it
+    raw: Array  # the guided output of the model
+
+
+Query = tuple[Array, Level]  # x: c h w, float32, about unit variance
+Sampling = Generator[Query, Estimate, Array]  # returns the final latents: c h w, float32
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The levels of a run, noisiest first: one for each evaluation, in order, and last where the picture is left.
+
+    A run that starts in the middle (image to image) or stops there (a refiner takes over) walks a slice of them.
+    """
+
+    levels: tuple[Level, ...]
+    start_scale: float  # a run from pure noise starts at start_scale * noise, noise of unit variance
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """One entry of the registry."""
+
+    name: str  # as in a request
+    paper: str
+    order: int  # of convergence: the error falls as steps^-order
+    max_steps: int
+    trajectory: Callable[[NoiseSchedule, int], Trajectory]  # of a full run of that many steps
+    evaluations: Callable[[int], int]  # of a full run of that many steps: cost and progress count these
+    run: Callable[[Array, Sequence[Level], NoiseStream], Sampling]
+
+
+def one_a_step(steps: int) -> int:
+    """`evaluations` of a method that asks the model once a step."""
+    return steps
+
+
+def move(x: Array, clean: Array, here: Level, there: Level) -> Array:
+    """x at another level with the same clean image and the same noise behind it: the exact solution while `clean` does
+    not change (DDIM equation 12 without noise; DPM-Solver++ equation 9 at first order; Euler in k-diffusion's form)."""
+    ratio = there.sigma / here.sigma
+    return ratio * x + (there.alpha - here.alpha * ratio) * clean
