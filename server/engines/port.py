@@ -88,6 +88,14 @@ def _differences(port: Port, tensor: Array, axes: dict[str, int]) -> list[str]:
     return []
 
 
+@dataclass(frozen=True)
+class Usage:
+    """What an engine has done since it was loaded; the difference of two of them is what happened in between."""
+
+    executions: int
+    seconds: float  # spent executing, without waiting and transport
+
+
 class Engines(Protocol):
     """A home of engines. Every method may be called from many tasks at once."""
 
@@ -102,6 +110,9 @@ class Engines(Protocol):
 
     async def ready(self) -> Sequence[str]:
         """The names of the engines that would answer now."""
+
+    async def usage(self) -> Mapping[str, Usage]:
+        """What each loaded engine has done so far."""
 
     async def close(self) -> None:
         """Let go of every resource; nothing may be called afterwards."""

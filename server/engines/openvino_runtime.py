@@ -1,0 +1,39 @@
+"""One ONNX engine in OpenVINO on this machine's CPU: the settings and the call, the same in Triton's stub and in process.
+
+Knows nothing of Triton or of specs. Importing it costs openvino (0.2 s, 60 MB), so the gateway imports it only for
+in-process engines.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import openvino
+
+# the config parameter `precision` -> OpenVINO's name. What a CPU without bf16 instructions does with bf16 is fp32.
+PRECISIONS: Mapping[str, str] = {"float32": "f32", "bfloat16": "bf16"}
+
+
+class OpenVINOEngine:
+    """A compiled model. One call at a time: it already uses every core."""
+
+    def __init__(self, model: Path, outputs: Iterable[str], precision: str) -> None:
+        """Read `model` (its external weights beside it) and compile it. Raises `ValueError` or `RuntimeError`."""
+        if precision not in PRECISIONS:
+            raise ValueError(f"parameter precision is {precision!r}, must be one of {', '.join(PRECISIONS)}")
+        if not model.is_file():
+            raise ValueError(f"{model} is missing: export the checkpoint again")
+        compiled = openvino.Core().compile_model(
+            model,
+            "CPU",
+            {"INFERENCE_PRECISION_HINT": PRECISIONS[precision], "PERFORMANCE_HINT": "LATENCY"},
+        )
+        self._request = compiled.create_infer_request()
+        self._outputs = {name: compiled.output(name) for name in outputs}
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """One execution. The arrays returned are the caller's own; those given may be views of foreign memory."""
+        results = self._request.infer(dict(inputs), share_inputs=True, share_outputs=True)
+        return {name: np.array(results[port]) for name, port in self._outputs.items()}

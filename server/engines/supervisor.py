@@ -1,0 +1,252 @@
+"""The embedded Triton: starts the real `tritonserver` of the PyPI wheel, watches it, starts it again, leaves nothing behind.
+
+Knows nothing of engines: whoever loads them registers `on_restart` and loads them again. That binary has none of the
+security fixes since October 2024: it listens on loopback only, without HTTP and metrics.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+import grpc
+import grpc.aio
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from server.engines import launcher, leftovers, wheel
+from server.engines.port import EngineFault
+from server.engines.wheel import Host, TritonStartError
+
+State = Literal["starting", "ready", "restarting", "stopped"]
+Reload = Callable[[], Awaitable[None]]
+
+_START_SECONDS = 30.0  # it takes 1 s; a busy machine with a cold disk has been seen to take 10
+_STOP_SECONDS = 5.0
+_PAUSES = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds before the nth restart in a row
+_STEADY_SECONDS = 60.0  # after living this long, a death counts as the first again
+_QUOTED_BYTES = 20_000
+_HOST = "127.0.0.1"
+
+_log = logging.getLogger(__name__)
+
+
+class EmbeddedTriton:
+    """One Triton process and its stubs, from `start` to `stop`.
+
+    `cache` is a folder for its run files. Start it from a thread that outlives it: it dies with that thread.
+    """
+
+    def __init__(self, repository: Path, cache: Path, port: int | None = None, host: Host | None = None) -> None:
+        """Prepare; nothing runs yet. `port` None takes a free one, `host` None is this machine."""
+        self.state: State = "stopped"
+        self._repository = repository.resolve()
+        self._cache = cache.resolve()
+        self._wanted_port = port
+        self._host = Host.here() if host is None else host
+        self._mark = leftovers.new_mark()
+        self._reload: Reload | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    @property
+    def log_file(self) -> Path:
+        """Where Triton's own output goes. It stays after `stop`; the start of a later process removes it."""
+        return self._run_folder / "triton.log"
+
+    def on_restart(self, reload: Reload) -> None:
+        """Call `reload` each time Triton has died and answers again, before the state becomes ready."""
+        self._reload = reload
+
+    async def start(self) -> str:
+        """Start, and return the address once Triton answers. Raises `TritonStartError`."""
+        self.state = "starting"
+        try:
+            if not self._repository.is_dir():
+                raise TritonStartError(f"the model repository {self._repository} is not a folder")
+            self._installation = wheel.find(self._host)
+            self._port = _free_port() if self._wanted_port is None else self._wanted_port
+            await asyncio.to_thread(self._prepare)
+            self._process = await self._launch()
+        except BaseException:
+            await self._clear()
+            raise
+        self._watcher = asyncio.create_task(self._watch(self._process))
+        self.state = "ready"
+        return self.address
+
+    @property
+    def address(self) -> str:
+        """Host and port; the same after a restart."""
+        return f"{_HOST}:{self._port}"
+
+    async def stop(self) -> None:
+        """End Triton and everything it started. May be called at any time, also twice."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
+            self._watcher = None
+        if self._process is not None and self._process.returncode is None:
+            self._process.terminate()
+            try:
+                await asyncio.wait_for(self._process.wait(), _STOP_SECONDS)
+            except TimeoutError:
+                _log.warning("Triton did not end within %.0f s of SIGTERM and is killed", _STOP_SECONDS)
+        await self._clear()
+
+    async def __aenter__(self) -> Self:
+        """Start."""
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop."""
+        await self.stop()
+
+    @property
+    def _run_folder(self) -> Path:
+        return self._cache / self._mark
+
+    def _prepare(self) -> None:
+        self._cache.mkdir(parents=True, exist_ok=True)
+        leftovers.sweep(self._cache)
+        wheel.lay_out_backends(self._installation, self._run_folder / "backends")
+
+    async def _launch(self) -> asyncio.subprocess.Process:
+        """Start the process and wait until it answers."""
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((_HOST, self._port))
+            except OSError as error:
+                raise TritonStartError(
+                    f"port {self._port} on {_HOST} cannot be used for Triton ({error.strerror}): "
+                    "end the program that holds it or choose another port"
+                ) from error
+        with self.log_file.open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-I", "-S", launcher.__file__, str(os.getpid())),
+                *self._command(),
+                env=self._environment(),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        answers = asyncio.create_task(_answers(self.address))
+        ends = asyncio.create_task(process.wait())
+        try:
+            await asyncio.wait((answers, ends), return_when=asyncio.FIRST_COMPLETED)
+            if ends.done():
+                raise TritonStartError(
+                    f"Triton ended at its start with code {ends.result()}; {await self._last_words()}"
+                )
+            if answers.exception() is not None:
+                raise TritonStartError(
+                    f"Triton did not answer within {_START_SECONDS:.0f} s; {await self._last_words()}"
+                )
+        except BaseException:
+            await self._kill(process)
+            raise
+        finally:
+            answers.cancel()
+            ends.cancel()
+        return process
+
+    def _command(self) -> list[str]:
+        return [
+            str(self._installation.binary),
+            f"--model-repository={self._repository}",
+            f"--backend-directory={self._run_folder / 'backends'}",
+            "--model-control-mode=explicit",
+            "--disable-auto-complete-config",
+            f"--grpc-address={_HOST}",
+            f"--grpc-port={self._port}",
+            "--allow-http=false",
+            "--allow-metrics=false",
+            f"--exit-timeout-secs={_STOP_SECONDS:.0f}",
+            # python-based backends take the python backend's settings
+            f"--backend-config=python,shm-region-prefix-name={self._mark}",
+        ]
+
+    def _environment(self) -> dict[str, str]:
+        """Nothing of the gateway's own environment: what the stub imports must not depend on the caller's shell."""
+        return {
+            "PATH": os.defpath,
+            "LD_LIBRARY_PATH": os.pathsep.join(map(str, self._installation.libraries)),
+            "MEDIAGEN_PYTHON_PATH": os.pathsep.join(map(str, self._installation.python_path)),
+            "MEDIAGEN_SHM_PREFIX": self._mark,
+        }
+
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        """For ever: wait for Triton's death, clean up, start it again, have the engines loaded."""
+        attempt = 0
+        while True:
+            started = time.monotonic()
+            code = await process.wait()
+            self.state = "restarting"
+            _log.error("Triton ended with code %s; %s", code, await self._last_words())
+            attempt = 0 if time.monotonic() - started > _STEADY_SECONDS else attempt
+            process, attempt = await self._restart(attempt)
+            self.state = "ready"
+            _log.warning("Triton serves again on %s", self.address)
+
+    async def _restart(self, attempt: int) -> tuple[asyncio.subprocess.Process, int]:
+        """Try until it succeeds; returns the process and how many restarts in a row there have been."""
+        while True:
+            await asyncio.to_thread(leftovers.remove, self._mark)
+            await asyncio.sleep(_PAUSES[min(attempt, len(_PAUSES) - 1)])
+            attempt += 1
+            try:
+                self._process = await self._launch()
+                if self._reload is not None:
+                    await self._reload()
+            except (TritonStartError, EngineFault) as error:
+                _log.error("Triton's restart number %d failed: %s", attempt, error)
+                continue
+            return self._process, attempt
+
+    async def _kill(self, process: asyncio.subprocess.Process) -> None:
+        """The process and its stubs, in whatever state they are."""
+        await asyncio.to_thread(leftovers.remove, self._mark)
+        await process.wait()
+
+    async def _clear(self) -> None:
+        """Kill what is left."""
+        if self._process is not None:
+            await self._kill(self._process)
+            self._process = None
+        self.state = "stopped"
+
+    async def _last_words(self) -> str:
+        return await asyncio.to_thread(_quote, self.log_file)
+
+
+def _quote(log: Path) -> str:
+    """The last errors at the end of the log, or its last lines."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _QUOTED_BYTES))
+        lines = file.read().decode(errors="replace").splitlines()
+    errors = [line for line in lines if line.startswith(("E", "error", "terminate"))]
+    return f"its log {log} ends: {' | '.join((errors or lines)[-3:])}"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+async def _answers(address: str) -> None:
+    """Returns when Triton at `address` says that it is live."""
+    options = (("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 100))
+    async with grpc.aio.insecure_channel(address, options=options) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        await stub.ServerLive(service_pb2.ServerLiveRequest(), wait_for_ready=True, timeout=_START_SECONDS)
