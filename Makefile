@@ -46,11 +46,11 @@ bench: $(VENV)/all ## what a call costs outside its engines
 clean: ## remove the environment and everything generated
 	rm -rf $(VENV) out .cache build *.egg-info
 
-$(VENV)/python:
+$(VENV)/created:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { echo "mediagen needs Python 3.11 to 3.13; name one: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -m venv $(VENV) && touch $@
 
-$(VENV)/serve: pyproject.toml | $(VENV)/python
+$(VENV)/serve: pyproject.toml | $(VENV)/created
 	@echo "installing the serving set (about a minute, no torch)"
 	@$(PIP) -e '.[serve]' && touch $@
 

@@ -4,15 +4,26 @@ Source: Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion M
 checkpoint's layout in diffusers.
 """
 
-from server.engines.port import Port, Spec
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from server.engines.port import Array, Port, Spec
+from server.families.base import Conditioning, Family, Run, Size
 from server.families.card import Card
+
+if TYPE_CHECKING:
+    from server.catalog import Engine
+    from server.plan import Plan
 
 TOKENS = 77  # of CLIP: one chunk, start and end tokens included
 MAX_ROWS = 16  # of one denoising call: eight guidance pairs
 
 
-def engines(card: Card) -> tuple[Spec, ...]:
-    """The three engines of a checkpoint, in the order they are needed."""
+def engines(card: Card) -> tuple[Spec, Spec, Spec]:
+    """Text encoder, UNet and VAE decoder of a checkpoint."""
     latent = ("rows", card.latent_channels, "height", "width")  # in latent pixels
     return (
         Spec(
@@ -38,3 +49,45 @@ def engines(card: Card) -> tuple[Spec, ...]:
             max_rows=1,  # a 1536x1024 decode is memory enough for one call
         ),
     )
+
+
+async def condition(plan: Plan, engine: Engine, run: Run) -> Conditioning:
+    """Text states of the negative and the positive prompt; the negative one only where guidance uses it."""
+    text_encoder, unet, _ = engines(engine.card)
+    texts = (plan.negative_prompt, plan.prompt) if plan.guided else (plan.prompt,)
+    input_ids = np.array([engine.tokenizer.ids(text) for text in texts], np.int64)  # rows 77
+    states = (await run(text_encoder, {"input_ids": input_ids}))["hidden_states"]  # rows 77 width
+    return Conditioning(unet, {"encoder_hidden_states": states})
+
+
+async def decode(latents: Array, engine: Engine, run: Run) -> Array:
+    """Latents (c h w, float32) to pixels (height width 3, uint8)."""
+    _, _, vae_decoder = engines(engine.card)
+    return (await run(vae_decoder, {"latents": latents[None]}))["pixels"][0]
+
+
+def _sizes(text: str) -> tuple[Size, ...]:
+    return tuple(Size(*map(int, pair.split("x"))) for pair in text.split())
+
+
+FAMILY = Family(
+    name="sd15",
+    sizes=_sizes(
+        "512x512 384x704 448x576 512x704 512x768 512x832 576x448 576x768 576x1024 640x512 640x640 640x768 704x384 "
+        "704x1216 768x512 768x576 768x1024 832x512 896x896 1024x576 1024x768 1024x1024 1024x1536 1216x704 1536x1024"
+    ),
+    default_size=Size(512, 512),
+    refuses=frozenset(
+        {
+            "prompt_2",
+            "negative_prompt_2",
+            "high_noise_frac",
+            "use_refiner",
+            "style_preset",
+            "transfer_images",
+        }
+    ),
+    engines=engines,
+    condition=condition,
+    decode=decode,
+)

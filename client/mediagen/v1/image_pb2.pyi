@@ -270,22 +270,20 @@ class EffectiveParameters(_message.Message):
     def __init__(self, engine: _Optional[str] = ..., prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., cfg_scale: _Optional[float] = ..., steps: _Optional[int] = ..., evaluations: _Optional[int] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., seeds: _Optional[_Iterable[int]] = ..., sampler: _Optional[_Union[Sampler, str]] = ..., image_encoding: _Optional[_Union[ImageEncoding, str]] = ..., models: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Timings(_message.Message):
-    __slots__ = ("queue_ms", "conditioning_ms", "denoising_ms", "decoding_ms", "encoding_ms", "total_ms", "engine_ms")
+    __slots__ = ("queue_ms", "conditioning_ms", "denoising_ms", "decoding_ms", "encoding_ms", "total_ms")
     QUEUE_MS_FIELD_NUMBER: _ClassVar[int]
     CONDITIONING_MS_FIELD_NUMBER: _ClassVar[int]
     DENOISING_MS_FIELD_NUMBER: _ClassVar[int]
     DECODING_MS_FIELD_NUMBER: _ClassVar[int]
     ENCODING_MS_FIELD_NUMBER: _ClassVar[int]
     TOTAL_MS_FIELD_NUMBER: _ClassVar[int]
-    ENGINE_MS_FIELD_NUMBER: _ClassVar[int]
     queue_ms: float
     conditioning_ms: float
     denoising_ms: float
     decoding_ms: float
     encoding_ms: float
     total_ms: float
-    engine_ms: float
-    def __init__(self, queue_ms: _Optional[float] = ..., conditioning_ms: _Optional[float] = ..., denoising_ms: _Optional[float] = ..., decoding_ms: _Optional[float] = ..., encoding_ms: _Optional[float] = ..., total_ms: _Optional[float] = ..., engine_ms: _Optional[float] = ...) -> None: ...
+    def __init__(self, queue_ms: _Optional[float] = ..., conditioning_ms: _Optional[float] = ..., denoising_ms: _Optional[float] = ..., decoding_ms: _Optional[float] = ..., encoding_ms: _Optional[float] = ..., total_ms: _Optional[float] = ...) -> None: ...
 
 class GenerateStreamRequest(_message.Message):
     __slots__ = ("request", "preview_interval")

@@ -1,0 +1,124 @@
+"""An image's whole story: condition, denoise, decode, encode. Everything it needs is in the plan; it asks engines by `run`.
+
+Knows no transport. Pictures of one request run side by side, and the step scheduler joins their steps.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from server.denoising import denoise
+from server.families.base import Conditioning, Run
+from server.plan import Plan
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The denoising network has answered once more for one picture."""
+
+    index: int  # of the picture
+    evaluation: int  # from 1
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One finished picture."""
+
+    index: int
+    seed: int
+    data: bytes  # an encoded file
+
+
+@dataclass(frozen=True)
+class Finished:
+    """All pictures are out. Milliseconds by phase, each from its first picture's begin to its last one's end."""
+
+    milliseconds: dict[str, float]
+
+
+Event = Evaluated | Picture | Finished
+
+
+async def generate(plan: Plan, run: Run) -> AsyncIterator[Event]:
+    """Every event of a request, in the order in which things happen. Closing it stops the work before its next step.
+
+    Raises the fault of the first picture that fails.
+    """
+    stopwatch = _Stopwatch()
+    with stopwatch.phase("conditioning"):
+        conditioning = await plan.engine.family.condition(plan, plan.engine, run)
+    events: asyncio.Queue[Event | None] = asyncio.Queue()  # bounded by the request: evaluations and pictures are
+    pictures = [
+        asyncio.create_task(_picture(plan, index, conditioning, run, stopwatch, events.put_nowait))
+        for index in range(len(plan.seeds))
+    ]
+    all_pictures = asyncio.gather(*pictures)
+    all_pictures.add_done_callback(lambda _: events.put_nowait(None))
+    try:
+        while (event := await events.get()) is not None:
+            yield event
+        await all_pictures
+        yield Finished(stopwatch.milliseconds())
+    finally:
+        for picture in pictures:
+            picture.cancel()
+        await asyncio.gather(*pictures, all_pictures, return_exceptions=True)
+
+
+async def _picture(
+    plan: Plan, index: int, conditioning: Conditioning, run: Run, stopwatch: "_Stopwatch", emit: Callable[[Event], None]
+) -> None:
+    seed = plan.seeds[index]
+    evaluation = 0
+
+    def evaluated() -> None:
+        nonlocal evaluation
+        evaluation += 1
+        emit(Evaluated(index, evaluation))
+
+    with stopwatch.phase("denoising"):
+        latents = await denoise(plan, conditioning, seed, run, evaluated)
+    with stopwatch.phase("decoding"):
+        pixels = await plan.engine.family.decode(latents, plan.engine, run)
+    with stopwatch.phase("encoding"):
+        data = await asyncio.to_thread(plan.encoding.encode, pixels, parameters(plan, seed))
+    emit(Picture(index, seed, data))
+
+
+def parameters(plan: Plan, seed: int) -> str:
+    """What a picture's file says of how it was made, as JSON in the names of a request."""
+    return json.dumps(
+        {
+            "engine": plan.engine.card.name,
+            "prompt": plan.prompt,
+            "negative_prompt": plan.negative_prompt,
+            "cfg_scale": plan.guidance_scale,
+            "steps": plan.steps,
+            "sampler": plan.sampler.name,
+            "width": plan.size.width,
+            "height": plan.size.height,
+            "seed": seed,
+        },
+        ensure_ascii=False,
+    )
+
+
+class _Stopwatch:
+    """Wall-clock spans of phases that several pictures go through side by side."""
+
+    def __init__(self) -> None:
+        self._spans: dict[str, tuple[float, float]] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        end = time.perf_counter()
+        first, last = self._spans.get(name, (begin, end))
+        self._spans[name] = min(first, begin), max(last, end)
+
+    def milliseconds(self) -> dict[str, float]:
+        return {name: (last - first) * 1e3 for name, (first, last) in self._spans.items()}

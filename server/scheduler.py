@@ -1,0 +1,103 @@
+"""The step scheduler: which executions run together next. A denoising step is its unit, not a request.
+
+Executions of one engine that are ready at the same moment and have equal shapes share one call, whoever asked for them and
+whatever their sampler, step count, guidance or seed. One call an engine is under way at a time; what becomes ready
+meanwhile forms the next. Knows nothing of pictures, and of engines only their port.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from server.engines.port import Array, Engines, Spec, Tensors
+
+Outputs = Mapping[str, Array]
+
+
+@dataclass(frozen=True, eq=False)
+class _Execution:
+    """Rows waiting for their turn."""
+
+    inputs: Tensors
+    rows: int
+    shape: Hashable  # equal shapes can share a call
+    outputs: asyncio.Future[Outputs]
+
+
+@dataclass(eq=False)
+class _Lane:
+    """What waits for one engine, oldest first, and the task that works it off while there is anything."""
+
+    spec: Spec
+    waiting: deque[_Execution] = field(default_factory=deque)
+    worker: asyncio.Task[None] | None = None
+
+
+class StepScheduler:
+    """Runs executions for many requests at once."""
+
+    def __init__(self, engines: Engines) -> None:
+        self._engines = engines
+        self._lanes: dict[str, _Lane] = {}
+
+    async def run(self, spec: Spec, inputs: Tensors) -> Outputs:
+        """Outputs for exactly these rows. Cancelling the caller takes a waiting execution out of the queue.
+
+        Raises `EngineInputError` at once for tensors that do not fit, and whatever fault the engine raises.
+        """
+        spec.check(inputs)
+        lane = self._lanes.setdefault(spec.name, _Lane(spec))
+        execution = _Execution(
+            inputs=inputs,
+            rows=len(next(iter(inputs.values()))),
+            shape=tuple((name, tensor.shape[1:]) for name, tensor in sorted(inputs.items())),
+            outputs=asyncio.get_running_loop().create_future(),
+        )
+        lane.waiting.append(execution)
+        if lane.worker is None:
+            lane.worker = asyncio.create_task(self._work_off(lane))
+        return await execution.outputs
+
+    async def _work_off(self, lane: _Lane) -> None:
+        await asyncio.sleep(0)  # let whatever else is ready in this turn of the event loop join the first call
+        while batch := _next_batch(lane):
+            await self._execute(lane.spec, batch)
+        lane.worker = None
+
+    async def _execute(self, spec: Spec, batch: list[_Execution]) -> None:
+        names = batch[0].inputs.keys()
+        inputs = {name: np.concatenate([execution.inputs[name] for execution in batch]) for name in names}
+        try:
+            outputs = await self._engines.run(spec.name, inputs)
+        except Exception as fault:  # every waiting caller must hear of it, whatever it is
+            for execution in batch:
+                if not execution.outputs.done():
+                    execution.outputs.set_exception(fault)
+            return
+        first = 0
+        for execution in batch:
+            rows = slice(first, first + execution.rows)
+            first += execution.rows
+            if not execution.outputs.done():
+                execution.outputs.set_result({name: tensor[rows] for name, tensor in outputs.items()})
+
+
+def _next_batch(lane: _Lane) -> list[_Execution]:
+    """The oldest waiting execution and all that fit beside it; the cancelled ones are dropped on the way."""
+    batch: list[_Execution] = []
+    rows = 0
+    others: deque[_Execution] = deque()
+    for execution in lane.waiting:
+        if execution.outputs.done():
+            continue
+        fits = not batch or (execution.shape == batch[0].shape and rows + execution.rows <= lane.spec.max_rows)
+        if fits:
+            batch.append(execution)
+            rows += execution.rows
+        else:
+            others.append(execution)
+    lane.waiting = others
+    return batch
