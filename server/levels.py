@@ -98,7 +98,7 @@ def noise_schedule(scheduler: Scheduler) -> NoiseSchedule:
 
 def level_at(schedule: NoiseSchedule, timestep: int) -> Level:
     """The level of a whole training timestep."""
-    return level_of_alpha_cumprod(float(schedule.alphas_cumprod[timestep]), timestep)
+    return level_of_alpha_cumprod(float(schedule.alphas_cumprod[timestep]), float(timestep))
 
 
 def level_of_alpha_cumprod(alpha_cumprod: float, time: float) -> Level:
@@ -113,8 +113,9 @@ def level_of_k(k: float, time: float) -> Level:
 
 
 def training_ks(schedule: NoiseSchedule) -> Array:
-    """k of every training timestep, rising."""  # t, float32
-    return np.sqrt((1 - schedule.alphas_cumprod) / schedule.alphas_cumprod)
+    """k of every training timestep, rising: t, float32."""
+    ks: Array = np.sqrt((1 - schedule.alphas_cumprod) / schedule.alphas_cumprod)
+    return ks
 
 
 def ks_at(schedule: NoiseSchedule, times: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -133,13 +134,16 @@ def karras_ks(k_min: float, k_max: float, steps: int) -> npt.NDArray[np.float64]
     """EDM equation (5) with rho = 7, from k_max down to k_min; one step is k_max."""
     rho = 7.0
     ramp = np.linspace(0, 1, steps)
-    return (k_max ** (1 / rho) + ramp * (k_min ** (1 / rho) - k_max ** (1 / rho))) ** rho
+    ks: npt.NDArray[np.float64] = (k_max ** (1 / rho) + ramp * (k_min ** (1 / rho) - k_max ** (1 / rho))) ** rho
+    return ks
 
 
 def _allowed(field: str, value: object, allowed: Mapping[str, object] | Mapping[str | None, object]) -> None:
     if value not in allowed:
         names = ", ".join(str(name) for name in allowed)
-        raise ValueError(f"the card's scheduler has {field} {value!r}; built are: {names}")
+        raise ValueError(
+            f"the card's scheduler has {field} {value!r}; built are: {names}; export a checkpoint with one of them"
+        )
 
 
 def _torch_linspace(first: float, last: float, count: int) -> Array:

@@ -1,4 +1,4 @@
-"""The noise of one image: torch's CPU generator stream, in numpy, so that a seed gives the picture it gives in diffusers.
+"""The noise of one image: torch's CPU generator stream in numpy, so that a seed gives its picture of diffusers.
 
 Draws are made in the order of the diffusers pipeline: start noise first, then the steps'. Knows nothing of samplers.
 """
@@ -22,7 +22,9 @@ class NoiseStream:
         """The next standard normal values, within 1e-6 of `torch.randn(shape, generator=...)`."""
         count = int(np.prod(shape))
         if count < _BLOCK:
-            raise ValueError(f"{count} values were asked for; torch draws fewer than {_BLOCK} another way, not built here")
+            raise ValueError(
+                f"{count} values were asked for; torch draws fewer than {_BLOCK} another way, not built here"
+            )
         uniforms = self._uniforms(count)
         values = np.empty(count, _FLOAT)
         whole = count - count % _BLOCK
@@ -38,8 +40,9 @@ class NoiseStream:
 
 
 def _box_muller(uniforms: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """In each block of sixteen the first eight give radii, the last eight angles; cosines come out first, then sines."""
+    """In each block of sixteen the first eight give radii, the last eight angles; cosines come first, then sines."""
     blocks = uniforms.reshape(-1, 2, _BLOCK // 2)
     radius = np.sqrt(_FLOAT(-2) * np.log(_FLOAT(1) - blocks[:, 0]))
     angle = _FLOAT(2 * np.pi) * blocks[:, 1]
-    return np.stack((radius * np.cos(angle), radius * np.sin(angle)), axis=1).reshape(-1)
+    normals: npt.NDArray[np.float32] = np.stack((radius * np.cos(angle), radius * np.sin(angle)), axis=1)
+    return normals.reshape(-1)
