@@ -1,7 +1,7 @@
-"""Becomes the program given, which then dies with the process that started it: `launcher.py <parent pid> <program> ...`.
+"""Becomes the program given, which then dies with its parent: `launcher.py <parent's pid> <program> <argument>...`.
 
-A file of its own because the request must be made between fork and exec, where a process with threads may run no Python.
-Linux delivers the signal when the *thread* that started it ends: start it from a thread that lives as long as the gateway.
+A program of its own because the request belongs between fork and exec, where a process with threads may run no Python.
+Linux delivers the signal when the *thread* that started it ends: use a thread that lives as long as the gateway.
 """
 
 import ctypes

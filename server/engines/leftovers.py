@@ -2,7 +2,7 @@
 
 A mark is in the command line of Triton and of each of its stubs, in the names of its regions under /dev/shm and in the
 name of its run folder, and says whose it is: pid namespace, pid and start time of the gateway. So nothing has to be
-written down to be found again, and a recycled pid is not mistaken for its predecessor. Linux only; knows nothing of Triton.
+written down to be found again, and a recycled pid is not mistaken for its predecessor. Linux only.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""One ONNX engine in OpenVINO on this machine's CPU: the settings and the call, the same in Triton's stub and in process.
+"""One ONNX engine in OpenVINO on this machine's CPU: its settings and its call, in Triton's stub and in process alike.
 
 Knows nothing of Triton or of specs. Importing it costs openvino (0.2 s, 60 MB), so the gateway imports it only for
 in-process engines.

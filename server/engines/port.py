@@ -1,7 +1,7 @@
-"""The engine port: what an engine takes and gives, declared once as data, and the few calls every home of engines answers.
+"""The engine port: what an engine takes and gives, declared once as data, and the calls every home of engines answers.
 
-From a `Spec` follow the ONNX axes, `config.pbtxt`, the shape check at run time and the fake engine of the tests. This file
-knows nothing of Triton, of ONNX or of diffusion.
+From a `Spec` follow the ONNX axes, `config.pbtxt`, the shape check at run time and the fake engine of the tests. This
+file knows nothing of Triton, of ONNX or of diffusion.
 
 Faults, all raised by `Engines` methods:
 

@@ -1,4 +1,4 @@
-"""The embedded Triton: starts the real `tritonserver` of the PyPI wheel, watches it, starts it again, leaves nothing behind.
+"""The embedded Triton: the real `tritonserver` of the PyPI wheel, started, watched, started again, cleaned up after.
 
 Knows nothing of engines: whoever loads them registers `on_restart` and loads them again. That binary has none of the
 security fixes since October 2024: it listens on loopback only, without HTTP and metrics.

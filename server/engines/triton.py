@@ -150,7 +150,7 @@ class TritonEngines:
             raise EngineUnavailable(f"{engine}: {_text(error)} ({self._address})") from error
 
     async def _repair(self, engine: str) -> None:
-        """A python stub that died is never started again by Triton, and a load alone does nothing: unload, then load."""
+        """Triton never starts a dead python stub again, and a load alone does nothing: unload, then load."""
         _log.error("the process of engine %s died; it is loaded again", engine)
         try:
             await self._control(
@@ -178,12 +178,17 @@ def _request(spec: Spec, inputs: Tensors) -> pb.ModelInferRequest:
         model_name=spec.name,
         inputs=[
             pb.ModelInferRequest.InferInputTensor(
-                name=port.name, datatype=_DATATYPES[port.dtype], shape=inputs[port.name].shape
+                name=port.name, datatype=_DATATYPES[port.dtype], shape=_sent_shape(inputs[port.name].shape)
             )
             for port in spec.inputs
         ],
         raw_input_contents=[inputs[port.name].tobytes() for port in spec.inputs],
     )
+
+
+def _sent_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A `config.pbtxt` cannot declare a tensor of rows alone: it says `dims: [1] reshape: { shape: [] }` instead."""
+    return shape if len(shape) > 1 else (*shape, 1)
 
 
 def _outputs(spec: Spec, reply: pb.ModelInferResponse) -> dict[str, Array]:

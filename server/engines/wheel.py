@@ -1,6 +1,6 @@
 """Where the parts of the embedded Triton lie on this machine, and one sentence for each thing that may be missing.
 
-The parts come from the PyPI wheel nvidia-pytriton, which is used for its binaries only: its Python code is not imported.
+The parts come from the PyPI wheel nvidia-pytriton, used for its binaries only: its Python code is not imported.
 """
 
 import platform

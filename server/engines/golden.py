@@ -1,0 +1,69 @@
+"""Readiness that is true: every engine computes tensors whose answer is known, from `<engine>/1/golden.safetensors`.
+
+The file holds `input.<port>` and `output.<port>`; the outputs are the reference implementation's. It catches what a
+loaded engine does not show: a runtime that computes something else, and tensors damaged on the way there or back.
+"""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from server.engines import config
+from server.engines.port import Array, EngineFault, Engines, Spec
+
+
+class GoldenMismatch(EngineFault):
+    """The engine answers, and wrongly."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far an engine may be from the reference."""
+
+    relative: float  # greatest difference of a float tensor, in units of the reference's greatest magnitude
+    levels: int  # greatest difference of a uint8 tensor
+
+
+# fp32 engines of this size differ from torch by 1e-6 to 1e-4 (other order of sums); bf16 keeps 8 bits of each product.
+TOLERANCES: Mapping[str, Tolerance] = {"float32": Tolerance(2e-3, 1), "bfloat16": Tolerance(8e-2, 16)}
+
+
+async def check(engines: Engines, repository: Path, specs: Iterable[Spec]) -> None:
+    """Run the golden tensors of all specs. Raises `GoldenMismatch`, or the fault of the engine that could not run."""
+    await asyncio.gather(*(_check(engines, repository, spec) for spec in specs))
+
+
+async def _check(engines: Engines, repository: Path, spec: Spec) -> None:
+    path = repository / spec.name / "1" / "golden.safetensors"
+    try:
+        tensors = await asyncio.to_thread(load_file, path)
+        inputs = {port.name: tensors[f"input.{port.name}"] for port in spec.inputs}
+        expected = {port.name: tensors[f"output.{port.name}"] for port in spec.outputs}
+        precision = (await asyncio.to_thread(config.read, repository, spec.name)).precision
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise GoldenMismatch(f"{path} cannot be used: {error}; export the checkpoint again") from error
+    found = await engines.run(spec.name, inputs)
+    for name, reference in expected.items():
+        problem = _difference(found[name], reference, TOLERANCES[precision])
+        if problem is not None:
+            raise GoldenMismatch(f"engine {spec.name} computes wrongly: {name} {problem}, by {path}")
+
+
+def _difference(found: Array, reference: Array, tolerance: Tolerance) -> str | None:
+    """What is wrong with `found`, or None. NaN and infinity are wrong."""
+    if found.shape != reference.shape or found.dtype != reference.dtype:
+        return f"is {found.dtype}{list(found.shape)}, must be {reference.dtype}{list(reference.shape)}"
+    gap = float(np.abs(found.astype(np.float64) - reference).max())
+    unit, allowed = (1.0, tolerance.levels) if reference.dtype == np.uint8 else (_scale(reference), tolerance.relative)
+    if not gap <= allowed * unit:
+        return f"is off by {gap / unit:.3g}, allowed is {allowed:.3g}"
+    return None
+
+
+def _scale(reference: Array) -> float:
+    return max(float(np.abs(reference).max()), np.finfo(np.float32).tiny)
