@@ -38,7 +38,9 @@ def read_catalog(repository: Path) -> Catalog:
 def _engine(card: Card, repository: Path) -> Engine:
     known = families()
     if card.family not in known:
-        raise ValueError(f"{card.name}.json names the family {card.family!r}; this version has {', '.join(sorted(known))}")
+        raise ValueError(
+            f"{card.name}.json names the family {card.family!r}; this version has {', '.join(sorted(known))}"
+        )
     family = known[card.family]
     specs = family.engines(card)
     return Engine(

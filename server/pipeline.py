@@ -1,4 +1,4 @@
-"""An image's whole story: condition, denoise, decode, encode. Everything it needs is in the plan; it asks engines by `run`.
+"""An image's whole story: condition, denoise, decode, encode. All it needs is in the plan; it asks engines by `run`.
 
 Knows no transport. Pictures of one request run side by side, and the step scheduler joins their steps.
 """
@@ -6,7 +6,7 @@ Knows no transport. Pictures of one request run side by side, and the step sched
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -42,7 +42,7 @@ class Finished:
 Event = Evaluated | Picture | Finished
 
 
-async def generate(plan: Plan, run: Run) -> AsyncIterator[Event]:
+async def generate(plan: Plan, run: Run) -> AsyncGenerator[Event, None]:
     """Every event of a request, in the order in which things happen. Closing it stops the work before its next step.
 
     Raises the fault of the first picture that fails.

@@ -94,7 +94,7 @@ class Plan:
 
     @property
     def guided(self) -> bool:
-        """Whether the negative half takes part: at a scale of 1 it cancels out, below diffusers leaves it out as well."""
+        """Whether the negative half takes part: at 1 it cancels out, below diffusers leaves it out as well."""
         return self.guidance_scale > 1
 
     @property
@@ -206,12 +206,16 @@ def _seeds(request: pb.GenerateRequest) -> tuple[tuple[int, ...], list[Violation
     if request.HasField("seed") and request.seeds:
         violations.append(Violation("seeds", "give either seed or seeds, not both"))
     if len(request.seeds) > images:
-        violations.append(Violation("seeds", f"{len(request.seeds)} seeds for {images} pictures; give at most one each"))
+        violations.append(
+            Violation("seeds", f"{len(request.seeds)} seeds for {images} pictures; give at most one each")
+        )
     given = {f"seeds[{i}]": seed.value for i, seed in enumerate(request.seeds) if seed.HasField("value")}
     if request.HasField("seed"):
         given["seed"] = request.seed
     violations += [
-        Violation(field, f"{value} is not in 0..{SEEDS - 1}") for field, value in given.items() if not 0 <= value < SEEDS
+        Violation(field, f"{value} is not in 0..{SEEDS - 1}")
+        for field, value in given.items()
+        if not 0 <= value < SEEDS
     ]
     if request.HasField("seed"):
         return tuple((request.seed + i) % SEEDS for i in range(images)), violations
@@ -223,10 +227,14 @@ def _sampler(request: pb.GenerateRequest) -> tuple[Sampler, list[Violation]]:
     if request.sampler == pb.SAMPLER_UNSPECIFIED:
         return default, []
     known = pb.Sampler.values()
-    name = pb.Sampler.Name(request.sampler).removeprefix("SAMPLER_") if request.sampler in known else str(request.sampler)
+    name = (
+        pb.Sampler.Name(request.sampler).removeprefix("SAMPLER_") if request.sampler in known else str(request.sampler)
+    )
     if name in SAMPLERS:
         return SAMPLERS[name], []
-    return default, [Violation("sampler", f"{name} is not available in this version; allowed are {', '.join(SAMPLERS)}")]
+    return default, [
+        Violation("sampler", f"{name} is not available in this version; allowed are {', '.join(SAMPLERS)}")
+    ]
 
 
 def _cuts(request: pb.GenerateRequest, engine: Engine) -> Iterator[str]:

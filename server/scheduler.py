@@ -1,6 +1,6 @@
 """The step scheduler: which executions run together next. A denoising step is its unit, not a request.
 
-Executions of one engine that are ready at the same moment and have equal shapes share one call, whoever asked for them and
+Executions of one engine that are ready at the same moment and have equal shapes share one call, whoever asked and
 whatever their sampler, step count, guidance or seed. One call an engine is under way at a time; what becomes ready
 meanwhile forms the next. Knows nothing of pictures, and of engines only their port.
 """

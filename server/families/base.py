@@ -1,4 +1,4 @@
-"""What a family is: the functions that know one architecture's shape. The pipeline calls them and knows no family by name."""
+"""What a family is: the functions that know one architecture's shape. The pipeline knows no family by name."""
 
 from __future__ import annotations
 

@@ -29,7 +29,9 @@ def engines(card: Card) -> tuple[Spec, Spec, Spec]:
         Spec(
             name=f"{card.name}_text_encoder",
             inputs=(Port("input_ids", "int64", ("rows", TOKENS)),),
-            outputs=(Port("hidden_states", "float32", ("rows", TOKENS, card.text_width)),),  # after the final layer norm
+            outputs=(
+                Port("hidden_states", "float32", ("rows", TOKENS, card.text_width)),
+            ),  # after the final layer norm
             max_rows=MAX_ROWS,
         ),
         Spec(
@@ -63,7 +65,8 @@ async def condition(plan: Plan, engine: Engine, run: Run) -> Conditioning:
 async def decode(latents: Array, engine: Engine, run: Run) -> Array:
     """Latents (c h w, float32) to pixels (height width 3, uint8)."""
     _, _, vae_decoder = engines(engine.card)
-    return (await run(vae_decoder, {"latents": latents[None]}))["pixels"][0]
+    pixels: Array = (await run(vae_decoder, {"latents": latents[None]}))["pixels"][0]
+    return pixels
 
 
 def _sizes(text: str) -> tuple[Size, ...]:

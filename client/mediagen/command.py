@@ -1,0 +1,192 @@
+"""The `mediagen` command: generate, engines, serve."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+from google.protobuf.json_format import MessageToDict
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from mediagen.client import DEFAULT_ADDRESS, Client, MediagenError
+from mediagen.local_service import ServiceFailed, local_service
+from mediagen.v1 import image_pb2 as pb
+from mediagen.v1.engine_pb2 import EngineState
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+people = Console(stderr=True, highlight=False)  # standard output is for programs
+_SUFFIXES = {".png": pb.IMAGE_ENCODING_PNG, ".jpg": pb.IMAGE_ENCODING_JPEG, ".jpeg": pb.IMAGE_ENCODING_JPEG}
+_SAMPLERS = tuple(name.removeprefix("SAMPLER_") for name, number in pb.Sampler.items() if number)
+_PHASES = ("queue", "conditioning", "denoising", "decoding", "encoding", "total")
+
+Address = Annotated[str, typer.Option(envvar="MEDIAGEN_GRPC_ADDRESS", help="host:port of the service")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="what the picture shows")],
+    engine: Annotated[str, typer.Option(help="engine name, see `mediagen engines`")] = "sd15",
+    output: Annotated[Path, typer.Option("--output", "-o", help="file to write, .png or .jpg")] = Path("picture.png"),
+    negative_prompt: Annotated[str | None, typer.Option(help="what it must not show")] = None,
+    steps: Annotated[int | None, typer.Option(help="denoising steps, 1 to 200 [default: 30]")] = None,
+    cfg_scale: Annotated[float | None, typer.Option(help="guidance scale, above 0 to 50 [default: 12]")] = None,
+    sampler: Annotated[str | None, typer.Option(help=f"one of {', '.join(_SAMPLERS)} [default: DDIM]")] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT, see `mediagen engines` [default: its own]")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="once for all pictures, or once a picture")] = None,
+    num_images: Annotated[int | None, typer.Option("--num-images", "-n", help="pictures, 1 to 16 [default: 1]")] = None,
+    timeout: Annotated[float | None, typer.Option(help="seconds for the whole call")] = None,
+    address: Address = DEFAULT_ADDRESS,
+    start_service: Annotated[bool, typer.Option(help="start a service for this call and stop it afterwards")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Draw pictures. Several get their number in the file name: picture-0.png, picture-1.png."""
+    if output.suffix.lower() not in _SUFFIXES:
+        raise typer.BadParameter(f"{output} must end in {', '.join(_SUFFIXES)}", param_hint="--output")
+    request = pb.GenerateRequest(engine=engine, prompt=prompt, image_encoding=_SUFFIXES[output.suffix.lower()])
+    optional = {"negative_prompt": negative_prompt, "steps": steps, "cfg_scale": cfg_scale, "num_images": num_images}
+    for field, value in optional.items():
+        if value is not None:
+            setattr(request, field, value)
+    if sampler is not None:
+        request.sampler = _sampler(sampler)
+    if size is not None:
+        request.width, request.height = _size(size)
+    _seed(request, seed or [])
+    with _errors(), _service(address) if start_service else nullcontext(), Client(address) as client:
+        report = _draw(client, request, output, timeout)
+    if as_json:
+        print(json.dumps(report, ensure_ascii=False))  # noqa: T201
+        return
+    for notice in report["notices"]:
+        people.print(f"[yellow]note:[/] {notice}", soft_wrap=True)
+    for image in report["images"]:
+        people.print(f"{image['file']}  seed {image['seed']}", soft_wrap=True)
+    milliseconds = report["milliseconds"]
+    people.print("  ".join(f"{phase} {milliseconds[phase]:.0f} ms" for phase in _PHASES), style="dim", soft_wrap=True)
+
+
+@app.command()
+def engines(address: Address = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
+    """List what the service can draw with."""
+    with _errors(), Client(address) as client:
+        found = client.engines(timeout=10)
+    if as_json:
+        print(json.dumps([MessageToDict(engine, preserving_proto_field_name=True) for engine in found]))  # noqa: T201
+        return
+    table = Table("engine", "state", "sizes (default first)", "samplers", "what it is")
+    for engine in found:
+        default = f"{engine.default_size.width}x{engine.default_size.height}"
+        others = [f"{size.width}x{size.height}" for size in engine.sizes]
+        table.add_row(
+            engine.name,
+            EngineState.Name(engine.state).removeprefix("ENGINE_STATE_").lower(),
+            " ".join(dict.fromkeys([default, *others])),
+            " ".join(pb.Sampler.Name(sampler).removeprefix("SAMPLER_") for sampler in engine.samplers),
+            engine.title,
+        )
+    Console().print(table)
+
+
+@app.command()
+def serve() -> None:
+    """Run the service until Ctrl-C. Settings come from MEDIAGEN_* variables."""
+    os.execv(sys.executable, [sys.executable, "-m", "server"])
+
+
+def _draw(client: Client, request: pb.GenerateRequest, output: Path, timeout: float | None) -> dict[str, Any]:
+    """Run the request with a progress bar and write its files; returns what to tell."""
+    begin = time.perf_counter()
+    report: dict[str, Any] = {"images": [], "notices": [], "milliseconds": {}}
+    count = request.num_images if request.HasField("num_images") else 1
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=people, transient=True) as progress:
+        task = progress.add_task("waiting", total=None)
+        done = 0
+        for response in client.stream(request, timeout):
+            match response.WhichOneof("event"):
+                case "accepted":
+                    total = response.accepted.effective.evaluations * count
+                    progress.update(task, description="denoising", total=total)
+                    report["request_id"] = response.accepted.request_id
+                    report["notices"] = list(response.accepted.notices)
+                    report["effective"] = MessageToDict(
+                        response.accepted.effective,
+                        preserving_proto_field_name=True,
+                        always_print_fields_with_no_presence=True,
+                    )
+                case "progress":
+                    done += 1
+                    progress.update(task, completed=done)
+                case "image":
+                    file = output if count == 1 else output.with_stem(f"{output.stem}-{response.image.index}")
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_bytes(response.image.data)
+                    report["images"].append(
+                        {"file": str(file), "index": response.image.index, "seed": response.image.seed}
+                    )
+                case "summary":
+                    timings = response.summary.timings
+                    report["milliseconds"] = {phase: round(getattr(timings, f"{phase}_ms"), 1) for phase in _PHASES}
+    report["milliseconds"]["call"] = round((time.perf_counter() - begin) * 1e3, 1)
+    report["images"].sort(key=lambda image: image["index"])
+    return report
+
+
+def _sampler(name: str) -> pb.Sampler:
+    if name.upper() not in _SAMPLERS:
+        raise typer.BadParameter(f"{name} is none of {', '.join(_SAMPLERS)}", param_hint="--sampler")
+    return cast(pb.Sampler, pb.Sampler.Value(f"SAMPLER_{name.upper()}"))  # the generated stub says int
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise typer.BadParameter(f"{text} must look like 512x512", param_hint="--size")
+    return int(width), int(height)
+
+
+def _seed(request: pb.GenerateRequest, seeds: list[int]) -> None:
+    if len(seeds) == 1:
+        request.seed = seeds[0]
+    else:
+        request.seeds.extend(pb.Seed(value=seed) for seed in seeds)
+
+
+@contextmanager
+def _service(address: str) -> Iterator[None]:
+    with ExitStack() as stack:
+        with people.status(f"starting a service on {address}"):
+            stack.enter_context(local_service(address))
+        yield
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Failures as sentences, and exit status 1."""
+    try:
+        yield
+    except (MediagenError, ServiceFailed, OSError) as error:
+        violations = error.violations if isinstance(error, MediagenError) else ()
+        for field, description in violations:
+            people.print(f"[red]{field}[/]: {description}", soft_wrap=True)
+        if not violations:
+            code = f"{error.code.name}: " if isinstance(error, MediagenError) else ""
+            people.print(f"[red]{code}[/]{error}", soft_wrap=True)
+        raise typer.Exit(1) from error
+
+
+def main() -> None:
+    """The entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

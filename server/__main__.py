@@ -1,0 +1,38 @@
+"""`python -m server`: the service until SIGTERM or Ctrl-C. Settings come from the environment (server/settings.py)."""
+
+import asyncio
+import logging
+import signal
+import sys
+
+from server.app import AddressTaken, service
+from server.engines.port import EngineFault
+from server.engines.wheel import TritonStartError
+from server.settings import Settings, SettingsError, read
+
+log = logging.getLogger("server")
+
+
+def main() -> int:
+    """The exit status: 0 after a stop that was asked for, 1 after a failed start."""
+    try:
+        settings = read()
+        logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        asyncio.run(_run(settings))
+    except (SettingsError, AddressTaken, TritonStartError, EngineFault, ValueError) as error:
+        sys.stderr.write(f"mediagen cannot start: {error}\n")
+        return 1
+    return 0
+
+
+async def _run(settings: Settings) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with service(settings) as port:
+        log.info("mediagen listens on %s (port %d)", settings.grpc_address, port)
+        await stop.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""Composition root: from settings to a running service, and back down without losing a request.
+
+The only file that knows every part; the parts do not know it.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from mediagen.v1 import asset_pb2_grpc, engine_pb2_grpc, image_pb2_grpc
+
+from server.admission import Admission
+from server.catalog import read_catalog
+from server.engines import golden
+from server.engines.local import LocalEngines
+from server.engines.port import Engines, Spec
+from server.engines.supervisor import EmbeddedTriton
+from server.engines.triton import TritonEngines
+from server.rpc.asset_service import AssetService
+from server.rpc.engine_service import EngineService
+from server.rpc.image_service import ImageService
+from server.rpc.interceptor import CallInterceptor
+from server.scheduler import StepScheduler
+from server.settings import EMBEDDED, NONE, Settings
+
+log = logging.getLogger(__name__)
+
+MESSAGE_BYTES = 128 * 2**20  # sixteen PNG files of 1536x1024 in one reply
+HEALTH_SECONDS = 0.5  # between looks at the engines
+SERVICES = ("mediagen.v1.ImageService", "mediagen.v1.EngineService", "mediagen.v1.AssetService")
+
+
+class AddressTaken(Exception):
+    """The service cannot listen where it was told to."""
+
+
+@asynccontextmanager
+async def service(settings: Settings) -> AsyncIterator[int]:
+    """The running service; yields its port. Leaving it refuses new calls, lets the running ones end within the grace
+    time, and stops everything that was started.
+
+    Raises `ValueError` for a model repository that is none, `AddressTaken`, `TritonStartError`, `EngineFault`.
+    """
+    catalog = read_catalog(settings.model_repository)
+    specs = [spec for engine in catalog.values() for spec in engine.specs]
+    async with AsyncExitStack() as stack:
+        status = health.aio.HealthServicer()
+        await _set_health(status, serving=False)
+        server = grpc.aio.server(
+            interceptors=(CallInterceptor(),),
+            options=(
+                ("grpc.max_send_message_length", MESSAGE_BYTES),
+                ("grpc.max_receive_message_length", MESSAGE_BYTES),
+                ("grpc.so_reuseport", 0),  # a taken port is an error, not a second listener
+            ),
+        )
+        port = _listen(server, settings.grpc_address)
+        home = _HOMES.get(settings.triton, _remote)
+        engines = await stack.enter_async_context(home(settings, specs))
+        image_service = ImageService(catalog, StepScheduler(engines).run, Admission(settings.max_requests))
+        image_pb2_grpc.add_ImageServiceServicer_to_server(image_service, server)
+        engine_pb2_grpc.add_EngineServiceServicer_to_server(EngineService(catalog, engines), server)
+        asset_pb2_grpc.add_AssetServiceServicer_to_server(AssetService(), server)
+        health_pb2_grpc.add_HealthServicer_to_server(status, server)
+        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        await server.start()
+        stack.push_async_callback(server.stop, settings.grace_seconds)
+        watcher = asyncio.create_task(_watch_health(status, engines, frozenset(spec.name for spec in specs)))
+        stack.push_async_callback(_drain, status, watcher)
+        yield port
+
+
+def _listen(server: grpc.aio.Server, address: str) -> int:
+    try:
+        return server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise AddressTaken(
+            f"cannot listen on {address}: another program holds the port, or the host is not this machine's; "
+            "set MEDIAGEN_GRPC_ADDRESS to another host:port"
+        ) from error
+
+
+@asynccontextmanager
+async def _embedded(settings: Settings, specs: Sequence[Spec]) -> AsyncIterator[Engines]:
+    """A Triton of our own, started, watched and stopped here."""
+    async with EmbeddedTriton(settings.model_repository, settings.cache / "triton") as triton:
+        engines = TritonEngines(triton.address, specs)
+
+        async def reload() -> None:
+            await engines.restore()
+            await golden.check(engines, settings.model_repository, specs)
+
+        triton.on_restart(reload)
+        async with _loaded(engines, settings, specs):
+            yield engines
+
+
+@asynccontextmanager
+async def _in_process(settings: Settings, specs: Sequence[Spec]) -> AsyncIterator[Engines]:
+    """Engines in this process, for platforms without the Triton wheel."""
+    engines = LocalEngines(settings.model_repository, specs)
+    async with _loaded(engines, settings, specs):
+        yield engines
+
+
+@asynccontextmanager
+async def _remote(settings: Settings, specs: Sequence[Spec]) -> AsyncIterator[Engines]:
+    """A Triton that somebody else runs, over the same model repository."""
+    engines = TritonEngines(settings.triton, specs)
+    async with _loaded(engines, settings, specs):
+        yield engines
+
+
+_Home = Callable[[Settings, Sequence[Spec]], AbstractAsyncContextManager[Engines]]
+_HOMES: Mapping[str, _Home] = {EMBEDDED: _embedded, NONE: _in_process}
+
+
+@asynccontextmanager
+async def _loaded(engines: Engines, settings: Settings, specs: Sequence[Spec]) -> AsyncIterator[None]:
+    """Every engine loaded and proved by its golden tensors; closed at the end."""
+    try:
+        await asyncio.gather(*(engines.load(spec.name) for spec in specs))
+        await golden.check(engines, settings.model_repository, specs)
+        yield
+    finally:
+        await engines.close()
+
+
+async def _watch_health(status: health.aio.HealthServicer, engines: Engines, wanted: frozenset[str]) -> None:
+    serving = False
+    while True:
+        now = wanted.issubset(await engines.ready())
+        if now != serving:
+            serving = now
+            log.log(
+                logging.INFO if serving else logging.ERROR, "serving" if serving else "not serving: engines are away"
+            )
+            await _set_health(status, serving=serving)
+        await asyncio.sleep(HEALTH_SECONDS)
+
+
+async def _drain(status: health.aio.HealthServicer, watcher: asyncio.Task[None]) -> None:
+    """Load balancers hear first that this service goes away."""
+    watcher.cancel()
+    with suppress(asyncio.CancelledError):
+        await watcher
+    await status.enter_graceful_shutdown()
+    log.info("draining: running calls may end, new ones are refused")
+
+
+async def _set_health(status: health.aio.HealthServicer, *, serving: bool) -> None:
+    response = health_pb2.HealthCheckResponse
+    for name in ("", *SERVICES):
+        await status.set(name, response.SERVING if serving else response.NOT_SERVING)

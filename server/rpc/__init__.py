@@ -1,0 +1,1 @@
+"""gRPC in front of the pipeline: servicers, one interceptor, and the one table of faults to status codes."""

@@ -1,0 +1,75 @@
+"""One table of faults to status codes. The interceptor is its only caller.
+
+Details follow google.rpc: BadRequest for what the caller must change, RetryInfo where the same call may work later,
+ErrorInfo with a stable reason for programs. A fault that is not in the table is INTERNAL, and a bug.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+
+from server.admission import Overloaded
+from server.engines.port import EngineOverloaded, EngineTimeout, EngineUnavailable
+from server.plan import InvalidRequest
+
+DOMAIN = "mediagen"
+
+
+class NotBuilt(Exception):
+    """The method is part of the API and this version does not do it yet."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """How a fault is told to a caller."""
+
+    code: grpc.StatusCode
+    reason: str  # stable, for programs
+    message: str  # for people
+    details: tuple[Message, ...] = ()
+
+
+def fault_of(error: Exception) -> Fault | None:
+    """The fault an exception stands for; None for a bug of ours."""
+    match error:
+        case InvalidRequest():
+            violations = [
+                error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
+                for v in error.violations
+            ]
+            bad_request = error_details_pb2.BadRequest(field_violations=violations)
+            return Fault(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", str(error), (bad_request,))
+        case Overloaded():
+            return Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", str(error), (_retry(error.retry_seconds),))
+        case EngineOverloaded():
+            return Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "ENGINE_OVERLOADED", str(error), (_retry(1.0),))
+        case EngineUnavailable():
+            return Fault(grpc.StatusCode.UNAVAILABLE, "ENGINE_UNAVAILABLE", str(error), (_retry(2.0),))
+        case EngineTimeout():
+            return Fault(grpc.StatusCode.DEADLINE_EXCEEDED, "ENGINE_TIMEOUT", str(error))
+        case TimeoutError():
+            return Fault(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "the call's deadline has passed")
+        case NotBuilt():
+            return Fault(grpc.StatusCode.UNIMPLEMENTED, "NOT_BUILT", str(error))
+        case _:
+            return None
+
+
+def trailers(fault: Fault) -> Sequence[tuple[str, bytes]]:
+    """The trailing metadata that carries a fault's details."""
+    info = error_details_pb2.ErrorInfo(reason=fault.reason, domain=DOMAIN)
+    status = status_pb2.Status(code=fault.code.value[0], message=fault.message)
+    for detail in (info, *fault.details):
+        status.details.add().Pack(detail)
+    return (("grpc-status-details-bin", status.SerializeToString()),)
+
+
+def _retry(seconds: float) -> Message:
+    delay = Duration()
+    delay.FromNanoseconds(int(seconds * 1e9))
+    info: Message = error_details_pb2.RetryInfo(retry_delay=delay)
+    return info

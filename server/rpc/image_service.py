@@ -1,0 +1,133 @@
+"""ImageService: messages to plans, events to messages. The work itself is the pipeline's."""
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+
+from mediagen.v1 import image_pb2 as pb
+from mediagen.v1 import image_pb2_grpc
+
+from server.admission import Admission
+from server.catalog import Catalog
+from server.families.base import Run
+from server.pipeline import Evaluated, Finished, Picture, generate
+from server.plan import InvalidRequest, Plan, Violation, plan
+from server.rpc.errors import NotBuilt
+from server.rpc.interceptor import Context, request_id
+
+
+class ImageService(image_pb2_grpc.ImageServiceServicer):
+    """Admission, then a plan, then the pipeline."""
+
+    def __init__(self, catalog: Catalog, run: Run, admission: Admission) -> None:
+        self._catalog = catalog
+        self._run = run
+        self._admission = admission
+
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
+        begin = time.perf_counter()
+        what = plan(request, self._catalog)
+        with self._admission.permit():
+            pictures: list[Picture] = []
+            milliseconds: dict[str, float] = {}
+            async with aclosing(generate(what, self._run)) as events:
+                async for event in events:
+                    match event:
+                        case Picture():
+                            pictures.append(event)
+                        case Finished():
+                            milliseconds = event.milliseconds
+        return pb.GenerateResponse(
+            request_id=request_id.get(),
+            images=[_image(what, picture) for picture in sorted(pictures, key=lambda picture: picture.index)],
+            effective=effective(what),
+            timings=_timings(milliseconds, begin),
+            notices=what.notices,
+        )
+
+    async def GenerateStream(
+        self, request: pb.GenerateStreamRequest, context: Context
+    ) -> AsyncIterator[pb.GenerateStreamResponse]:
+        begin = time.perf_counter()
+        what = _stream_plan(request, self._catalog)
+        with self._admission.permit():
+            accepted = pb.Accepted(request_id=request_id.get(), effective=effective(what), notices=what.notices)
+            yield pb.GenerateStreamResponse(accepted=accepted)
+            async with aclosing(generate(what, self._run)) as events:
+                async for event in events:
+                    yield _stream_event(what, event, begin)
+
+    async def GenerateBatch(
+        self, requests: AsyncIterator[pb.GenerateBatchRequest], context: Context
+    ) -> AsyncIterator[pb.GenerateBatchResponse]:
+        raise NotBuilt("GenerateBatch is not available in this version; call GenerateStream once a request")
+        yield pb.GenerateBatchResponse()  # makes this a stream
+
+    async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:
+        raise NotBuilt("Explain is not available in this version; Generate answers what is wrong with a request")
+
+
+def effective(what: Plan) -> pb.EffectiveParameters:
+    """A plan in the words of the API."""
+    return pb.EffectiveParameters(
+        engine=what.engine.card.name,
+        prompt=what.prompt,
+        negative_prompt=what.negative_prompt,
+        cfg_scale=what.guidance_scale,
+        steps=what.steps,
+        evaluations=what.evaluations,
+        width=what.size.width,
+        height=what.size.height,
+        seeds=what.seeds,
+        sampler=f"SAMPLER_{what.sampler.name}",
+        image_encoding=f"IMAGE_ENCODING_{what.encoding.name}",
+        models=[spec.name for spec in what.engine.specs],
+    )
+
+
+def _stream_plan(request: pb.GenerateStreamRequest, catalog: Catalog) -> Plan:
+    wrong: Sequence[Violation] = ()
+    if request.preview_interval != 0:
+        given = f"{request.preview_interval} is not 0"
+        wrong = (Violation("preview_interval", f"{given}: previews are not available in this version; leave it out"),)
+    try:
+        what = plan(request.request, catalog)
+    except InvalidRequest as invalid:
+        nested = (Violation(f"request.{v.field}", v.description) for v in invalid.violations)
+        raise InvalidRequest((*nested, *wrong)) from None
+    if wrong:
+        raise InvalidRequest(tuple(wrong))
+    return what
+
+
+def _stream_event(what: Plan, event: Evaluated | Picture | Finished, begin: float) -> pb.GenerateStreamResponse:
+    match event:
+        case Evaluated():
+            progress = pb.Progress(index=event.index, evaluation=event.evaluation, evaluations=what.evaluations)
+            return pb.GenerateStreamResponse(progress=progress)
+        case Picture():
+            return pb.GenerateStreamResponse(image=_image(what, event))
+        case Finished():
+            return pb.GenerateStreamResponse(summary=pb.Summary(timings=_timings(event.milliseconds, begin)))
+
+
+def _image(what: Plan, picture: Picture) -> pb.Image:
+    return pb.Image(
+        data=picture.data,
+        encoding=f"IMAGE_ENCODING_{what.encoding.name}",
+        width=what.size.width,
+        height=what.size.height,
+        index=picture.index,
+        seed=picture.seed,
+        safety_check=pb.SAFETY_CHECK_NOT_CHECKED,
+    )
+
+
+def _timings(milliseconds: dict[str, float], begin: float) -> pb.Timings:
+    return pb.Timings(
+        conditioning_ms=milliseconds["conditioning"],
+        denoising_ms=milliseconds["denoising"],
+        decoding_ms=milliseconds["decoding"],
+        encoding_ms=milliseconds["encoding"],
+        total_ms=(time.perf_counter() - begin) * 1e3,
+    )

@@ -1,0 +1,87 @@
+"""Around every call: its id, its deadline, and the one place where a fault becomes a status."""
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.message import Message
+
+from server.rpc.errors import Fault, fault_of, trailers
+
+log = logging.getLogger(__name__)
+request_id: ContextVar[str] = ContextVar("request_id")
+Context = grpc.aio.ServicerContext[Any, Any]
+Handler = grpc.RpcMethodHandler[Any, Any]
+
+
+_ARITY = {False: "unary", True: "stream"}
+_MAKERS: dict[str, Callable[..., Handler]] = {
+    "unary_unary": grpc.unary_unary_rpc_method_handler,
+    "unary_stream": grpc.unary_stream_rpc_method_handler,
+    "stream_unary": grpc.stream_unary_rpc_method_handler,
+    "stream_stream": grpc.stream_stream_rpc_method_handler,
+}
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps unary and streaming replies alike."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        handler = await continuation(handler_call_details)
+        if handler is None or handler_call_details.method.startswith("/grpc."):  # health and reflection manage alone
+            return handler
+        behaviour: Any = next(filter(None, (getattr(handler, kind) for kind in _MAKERS)))
+        wrap = _streaming if handler.response_streaming else _unary
+        kind = f"{_ARITY[handler.request_streaming]}_{_ARITY[handler.response_streaming]}"
+        return _MAKERS[kind](wrap(behaviour), handler.request_deserializer, handler.response_serializer)
+
+
+def _unary(behaviour: Callable[[Any, Context], Awaitable[Message]]) -> Callable[[Any, Context], Awaitable[Message]]:
+    async def call(request: Any, context: Context) -> Message:
+        _begin(context)
+        try:
+            async with asyncio.timeout(context.time_remaining()):
+                return await behaviour(request, context)
+        except Exception as error:
+            await _abort(context, error)
+
+    return call
+
+
+def _streaming(
+    behaviour: Callable[[Any, Context], AsyncIterator[Message]],
+) -> Callable[[Any, Context], AsyncIterator[Message]]:
+    async def call(request: Any, context: Context) -> AsyncIterator[Message]:
+        _begin(context)
+        try:
+            async with asyncio.timeout(context.time_remaining()):
+                async for message in behaviour(request, context):
+                    yield message
+        except Exception as error:
+            await _abort(context, error)
+
+    return call
+
+
+def _begin(context: Context) -> None:
+    """Take the caller's `x-request-id` or draw one, and send it back in the trailers."""
+    given = dict(context.invocation_metadata() or ()).get("x-request-id", "")
+    request_id.set(given[:128] if isinstance(given, str) and given else uuid.uuid4().hex)
+    context.set_trailing_metadata((("x-request-id", request_id.get()),))
+
+
+async def _abort(context: Context, error: Exception) -> NoReturn:
+    fault = fault_of(error)
+    if fault is None:
+        log.error("request %s failed", request_id.get(), exc_info=error)
+        message = f"a bug in the service; its log has the cause under request id {request_id.get()}"
+        fault = Fault(grpc.StatusCode.INTERNAL, "BUG", message)
+    await context.abort(fault.code, fault.message, (("x-request-id", request_id.get()), *trailers(fault)))

@@ -1,0 +1,68 @@
+"""The only reader of the environment. Every setting has a default that suits a laptop."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+EMBEDDED = "embedded"
+NONE = "none"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a deployment decides."""
+
+    grpc_address: str  # host:port
+    model_repository: Path
+    triton: str  # "embedded", "none" (engines in this process), or the host:port of one that runs elsewhere
+    cache: Path  # for compiled networks and Triton's working files
+    max_requests: int  # admitted at the same time; more are refused with a retry hint
+    grace_seconds: float  # that running requests get after SIGTERM
+    log_level: str
+
+
+class SettingsError(ValueError):
+    """A setting cannot be used; says which and what is allowed."""
+
+
+def read(environment: Mapping[str, str] = os.environ) -> Settings:
+    """Raises `SettingsError`."""
+    home = Path(__file__).resolve().parent.parent
+    return Settings(
+        grpc_address=_address(environment, "MEDIAGEN_GRPC_ADDRESS", "127.0.0.1:50051"),
+        model_repository=Path(environment.get("MEDIAGEN_MODEL_REPOSITORY", home / "model_repository")),
+        triton=_triton(environment),
+        cache=Path(environment.get("MEDIAGEN_CACHE", Path.home() / ".cache" / "mediagen")),
+        max_requests=_positive(environment, "MEDIAGEN_MAX_REQUESTS", 64),
+        grace_seconds=_positive(environment, "MEDIAGEN_GRACE_SECONDS", 30),
+        log_level=_log_level(environment),
+    )
+
+
+def _address(environment: Mapping[str, str], name: str, default: str) -> str:
+    value = environment.get(name, default)
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise SettingsError(f"{name} is {value!r}; it must be host:port, such as {default}")
+    return value
+
+
+def _triton(environment: Mapping[str, str]) -> str:
+    value = environment.get("MEDIAGEN_TRITON", EMBEDDED)
+    return value if value in (EMBEDDED, NONE) else _address(environment, "MEDIAGEN_TRITON", "127.0.0.1:8001")
+
+
+def _positive(environment: Mapping[str, str], name: str, default: int) -> int:
+    value = environment.get(name, str(default))
+    if not value.isdecimal() or int(value) == 0:
+        raise SettingsError(f"{name} is {value!r}; it must be a whole number above 0, such as {default}")
+    return int(value)
+
+
+def _log_level(environment: Mapping[str, str]) -> str:
+    levels = ("DEBUG", "INFO", "WARNING", "ERROR")
+    value = environment.get("MEDIAGEN_LOG_LEVEL", "INFO").upper()
+    if value not in levels:
+        raise SettingsError(f"MEDIAGEN_LOG_LEVEL is {value!r}; allowed are {', '.join(levels)}")
+    return value
