@@ -1,0 +1,68 @@
+"""Puts the trained parts together as a diffusers folder of half-precision weights, as StableDiffusionPipeline loads it."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+
+def scheduler() -> PNDMScheduler:
+    """SD 1.5's own scheduler, for a model that predicts v."""
+    return PNDMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        skip_prk_steps=True,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="v_prediction",
+    )
+
+
+def pipeline(
+    vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
+) -> StableDiffusionPipeline:
+    """The whole pipeline, without safety checker and feature extractor."""
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def write(vae_folder: Path, text_folder: Path, tokenizer_folder: Path, unet: UNet2DConditionModel, folder: Path) -> None:
+    """Replaces `folder` by the checkpoint; a README.md that lies there stays. The given unet is left as it is."""
+    plain = UNet2DConditionModel.from_config(unet.config)
+    plain.load_state_dict(unet.state_dict())
+    whole = pipeline(
+        AutoencoderKL.from_pretrained(vae_folder),
+        CLIPTextModel.from_pretrained(text_folder),
+        CLIPTokenizer.from_pretrained(tokenizer_folder),
+        plain,
+    ).to(dtype=torch.float16)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    whole.save_pretrained(fresh, safe_serialization=True)
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(tokenizer_folder / name, fresh / "tokenizer" / name)
+    fresh.chmod(0o755)
+    for file in fresh.rglob("*.safetensors"):
+        file.chmod(0o644)
+    if (folder / "README.md").exists():
+        shutil.copy(folder / "README.md", fresh / "README.md")
+    old = folder.with_name(f".{folder.name}-old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(fresh, folder)
+    shutil.rmtree(old, ignore_errors=True)
