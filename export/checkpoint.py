@@ -1,0 +1,119 @@
+"""A diffusers checkpoint: a local folder, or a repository of the Hugging Face hub fetched without what is not needed.
+
+Weights are safetensors only; a pickle is never opened. Knows nothing of families.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from export import ExportError
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+# What diffusers and transformers call a component's weights; half precision first, since that is how they are stored.
+_STEMS = ("diffusion_pytorch_model", "model")
+_ENDINGS = (".fp16.safetensors", ".safetensors.index.fp16.json", ".safetensors", ".safetensors.index.json")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The files of one component's weights."""
+
+    files: tuple[Path, ...]  # more than one when sharded
+    variant: str | None  # diffusers' word for the file name's middle part
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder in the layout of diffusers, with its origin's name for people."""
+
+    folder: Path
+    source: str
+
+    def path(self, name: str) -> Path:
+        """Where a file of the checkpoint is; `name` is relative."""
+        return self.folder / name
+
+    def json(self, name: str) -> Mapping[str, Any]:
+        """Raises `ExportError` when the file is missing or not a JSON object."""
+        path = self.path(name)
+        try:
+            found = json.loads(path.read_text())
+        except FileNotFoundError as error:
+            raise ExportError(f"{path} is missing: not a complete diffusers checkpoint") from error
+        except ValueError as error:
+            raise ExportError(f"{path} is not JSON: {error}") from error
+        if not isinstance(found, dict):
+            raise ExportError(f"{path} is not a JSON object")
+        return found
+
+    def config(self, component: str) -> Mapping[str, Any]:
+        """A component's config.json."""
+        return self.json(f"{component}/config.json")
+
+    def weights(self, component: str) -> Weights:
+        """Raises `ExportError` when there are none, or only pickles."""
+        folder = self.path(component)
+        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        chosen = choose_weights(names)
+        if chosen is None:
+            pickles = [name for name in names if name.endswith(_PICKLES)]
+            reason = f"has only pickles ({', '.join(pickles)}), which are never opened" if pickles else "has no weights"
+            raise ExportError(f"{folder} {reason}: save the checkpoint with safe_serialization=True")
+        variant = "fp16" if "fp16" in chosen else None
+        if not chosen.endswith(".json"):
+            return Weights((folder / chosen,), variant)
+        shards = sorted(set(self.json(f"{component}/{chosen}").get("weight_map", {}).values()))
+        missing = [shard for shard in shards if shard not in names]
+        if missing or not shards:
+            raise ExportError(f"{folder / chosen} names shards that are missing: {', '.join(missing) or 'all'}")
+        return Weights(tuple(folder / shard for shard in shards), variant)
+
+
+def choose_weights(names: Iterable[str]) -> str | None:
+    """The file to read a component's weights from, or their index, out of the names in its folder."""
+    found = set(names)
+    return next((stem + ending for ending in _ENDINGS for stem in _STEMS if stem + ending in found), None)
+
+
+def open_checkpoint(place: str, revision: str | None, components: Sequence[str]) -> Checkpoint:
+    """`place` is a folder or a hub id. Raises `ExportError` when it is neither or cannot be had."""
+    folder = Path(place)
+    if folder.is_dir():
+        if revision is not None:
+            raise ExportError(f"--revision {revision} is for hub ids; {place} is a folder")
+        if not folder.joinpath("model_index.json").is_file():
+            raise ExportError(f"{folder / 'model_index.json'} is missing: not a diffusers checkpoint")
+        return Checkpoint(folder, folder.resolve().name)
+    if place.count("/") != 1 or place.startswith((".", "/")):
+        raise ExportError(f"{place} is neither a folder nor a hub id like owner/name")
+    try:
+        info = HfApi().model_info(place, revision=revision)
+        names = [file.rfilename for file in info.siblings or ()]
+        fetched = snapshot_download(place, revision=info.sha, allow_patterns=needed_files(names, components))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ExportError(f"{place} could not be fetched from the hub: {error}") from error
+    return Checkpoint(Path(fetched), f"{place}@{info.sha}")
+
+
+def needed_files(names: Sequence[str], components: Sequence[str]) -> list[str]:
+    """Of all files in a hub repository, those worth downloading: no pickles, one precision, no safety checker."""
+    needed = [name for name in names if name == "model_index.json" or name.startswith(("scheduler/", "tokenizer/"))]
+    for component in components:
+        own = [name.removeprefix(f"{component}/") for name in names if name.startswith(f"{component}/")]
+        chosen = choose_weights(own)
+        needed += [f"{component}/config.json"] if "config.json" in own else []
+        if chosen is not None:
+            needed.append(f"{component}/{chosen}")
+            half = "fp16" in chosen
+            needed += [
+                f"{component}/{name}"
+                for name in own
+                if chosen.endswith(".json") and "-of-" in name and name.endswith(".safetensors") and half == (".fp16" in name)
+            ]
+    return needed

@@ -1,0 +1,64 @@
+"""What a family's recipe tells the exporter: one `EngineRecipe` an engine. Knows nothing of ONNX or of files."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from server.engines.port import Array, DType, Port, Spec
+
+Draw = Callable[[np.random.RandomState, tuple[int, ...]], Array]  # an example tensor of a shape
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A free axis of an engine's inputs."""
+
+    multiple: int  # every length is a multiple of this
+    most: int
+    traced: int  # the length at which torch is traced; never 1, which the tracer would take for fixed
+    checked: int  # the length at which the engine is compared with torch; another one
+    golden: int  # the length in golden.safetensors; a small one
+
+
+@dataclass(frozen=True)
+class EngineRecipe:
+    """How one engine comes out of a checkpoint.
+
+    `wrap` turns the checkpoint's component into a module whose forward takes the spec's inputs in order and returns its
+    one output; the wrapper's attribute `component` is the component itself.
+    """
+
+    spec: Spec
+    component: str  # a folder of the checkpoint
+    wrap: Callable[[torch.nn.Module], torch.nn.Module]
+    axes: Mapping[str, Axis]  # by the spec's names of free axes
+    draws: Mapping[str, Draw]  # by input name
+
+
+def examples(recipe: EngineRecipe, lengths: Mapping[str, int], seed: int) -> dict[str, Array]:
+    """Inputs of the given axis lengths, the same for the same seed everywhere."""
+    random = np.random.RandomState(seed)
+    return {
+        port.name: _checked(port, recipe.draws[port.name](random, _shape(port, lengths))) for port in recipe.spec.inputs
+    }
+
+
+def normal(random: np.random.RandomState, shape: tuple[int, ...]) -> Array:
+    """Unit variance, as latents and text states about are."""
+    return random.standard_normal(shape).astype(np.float32)
+
+
+def uniform(end: int, dtype: DType) -> Draw:
+    """From 0 up to, without, `end`."""
+    return lambda random, shape: (random.random_sample(shape) * end).astype(dtype)
+
+
+def _shape(port: Port, lengths: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(lengths[length] if isinstance(length, str) else length for length in port.shape)
+
+
+def _checked(port: Port, tensor: Array) -> Array:
+    assert tensor.dtype == np.dtype(port.dtype), f"{port.name} was drawn as {tensor.dtype}"
+    return tensor

@@ -1,0 +1,112 @@
+"""Puts a checkpoint's engines, tokenizer and card into a model repository, all of them or none.
+
+Everything is built in a hidden folder inside the repository and moved into place at the end. Knows no family: a recipe
+module gives `COMPONENTS`, `TITLE`, `card` and `recipes`.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from safetensors.numpy import save_file
+
+from export import ExportError, config_pbtxt, graphs, parity
+from export.checkpoint import Checkpoint
+from export.recipes import EngineRecipe, examples
+from export.tokenizer import write_tokenizer
+from export.weights import load_component, stored_tensors, write_weights
+from server.families.card import Card
+
+WEIGHTS = "weights.safetensors"
+_SEED = 15
+
+Progress = Callable[[str], None]
+
+
+class Recipe(Protocol):
+    """What a module in `export/recipes` offers."""
+
+    COMPONENTS: Mapping[str, type]
+    TITLE: str
+
+    def card(self, checkpoint: Checkpoint, name: str, title: str, prediction_type: str | None) -> Card: ...
+
+    def recipes(self, checkpoint: Checkpoint, card: Card) -> tuple[EngineRecipe, ...]: ...
+
+
+def export(recipe: Recipe, checkpoint: Checkpoint, card: Card, repository: Path, progress: Progress) -> list[parity.Row]:
+    """Render one checkpoint into a repository. Raises `ExportError`; then the repository is as it was."""
+    rows: list[parity.Row] = []
+    with _all_or_nothing(repository) as building:
+        engines = recipe.recipes(card, checkpoint)
+        for engine in engines:
+            rows.append(_export_engine(engine, recipe.COMPONENTS[engine.component], checkpoint, building, progress))
+        progress("tokenizer")
+        tokenizing = engines[0].spec  # the first engine is the one that takes token ids
+        write_tokenizer(checkpoint, int(tokenizing.inputs[0].shape[1]), building / tokenizing.name / "tokenizer.json")
+        table = parity.report(rows)
+        building.joinpath(f"{card.name}.parity.md").write_text(f"# {card.name}: engines against torch\n\n{table}")
+        building.joinpath(f"{card.name}.json").write_text(json.dumps(asdict(card), indent=2) + "\n")
+        if not all(row.passed for row in rows):
+            raise ExportError(f"an engine differs from torch more than allowed; nothing was written\n{table}")
+    return rows
+
+
+def _export_engine(
+    engine: EngineRecipe, kind: type, checkpoint: Checkpoint, building: Path, progress: Progress
+) -> parity.Row:
+    version = building / engine.spec.name / "1"
+    version.mkdir(parents=True)
+    progress(f"{engine.spec.name}: weights")
+    component = load_component(kind, checkpoint, engine.component)
+    write_weights(component, checkpoint, engine.component, version / WEIGHTS)
+    progress(f"{engine.spec.name}: graph")
+    module = engine.wrap(component)
+    model = graphs.trace(engine, module, _examples(engine, "traced"))
+    onnx = graphs.attach_weights(model, WEIGHTS, stored_tensors(version / WEIGHTS))
+    version.joinpath("model.onnx").write_bytes(onnx)
+    text = config_pbtxt.render(engine.spec, "openvino", {"precision": "float32"})
+    version.parent.joinpath("config.pbtxt").write_text(text)
+    progress(f"{engine.spec.name}: comparison with torch")
+    golden = _examples(engine, "golden")
+    tensors = {f"input.{name}": tensor for name, tensor in golden.items()}
+    tensors |= {f"output.{name}": tensor for name, tensor in parity.reference(engine, module, golden).items()}
+    save_file({name: tensor.copy() for name, tensor in tensors.items()}, version / "golden.safetensors")
+    version.joinpath("golden.safetensors").chmod(0o644)
+    checked = _examples(engine, "checked")
+    return parity.compare(engine, version / "model.onnx", checked, parity.reference(engine, module, checked))
+
+
+def _examples(engine: EngineRecipe, use: str) -> dict[str, Any]:
+    """`use` is one of the lengths an `Axis` has."""
+    return examples(engine, {name: getattr(axis, use) for name, axis in engine.axes.items()}, _SEED)
+
+
+@contextmanager
+def _all_or_nothing(repository: Path) -> Iterator[Path]:
+    """A folder whose entries replace those of the repository when the block ends well, the cards last."""
+    existed = repository.exists()
+    try:
+        repository.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=".export-", dir=repository))
+    except OSError as error:
+        raise ExportError(f"{repository} cannot be written: {error}") from error
+    try:
+        yield building
+        replaced = building / ".replaced"
+        replaced.mkdir()
+        # Engines' folders first, cards last: who finds a card finds its engines.
+        for entry in sorted((path for path in building.iterdir() if path != replaced), key=lambda path: path.is_file()):
+            place = repository / entry.name
+            if place.exists():
+                place.rename(replaced / entry.name)
+            entry.rename(place)
+    finally:
+        shutil.rmtree(building)
+        if not existed and not any(repository.iterdir()):
+            repository.rmdir()

@@ -1,0 +1,126 @@
+"""Weights as half precision safetensors, and where each tensor lies in the file.
+
+The file is the checkpoint's own, byte for byte, where that already is one half precision file under the module's names;
+else it is written anew. Knows nothing of ONNX.
+"""
+
+import json
+import shutil
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from export import ExportError
+from export.checkpoint import Checkpoint
+
+_MOST_HEADER_BYTES = 100 << 20  # the format's own limit
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of a safetensors file."""
+
+    dtype: str  # "F16", "F32", ...
+    shape: tuple[int, ...]
+    offset: int  # bytes from the start of the file
+    length: int  # bytes
+
+
+def stored_tensors(path: Path) -> dict[str, Stored]:
+    """The header of a safetensors file. Raises `ExportError` when it is not one."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        size = struct.unpack("<Q", start)[0] if len(start) == 8 else _MOST_HEADER_BYTES + 1
+        header = file.read(size) if size <= _MOST_HEADER_BYTES else b""
+    try:
+        entries: dict[str, Any] = json.loads(header)
+        entries.pop("__metadata__", None)
+        found = {
+            name: Stored(
+                entry["dtype"],
+                tuple(entry["shape"]),
+                8 + size + entry["data_offsets"][0],
+                entry["data_offsets"][1] - entry["data_offsets"][0],
+            )
+            for name, entry in entries.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ExportError(f"{path} is not a safetensors file, or cut short") from error
+    if path.stat().st_size < max((tensor.offset + tensor.length for tensor in found.values()), default=0):
+        raise ExportError(f"{path} is cut short: the last tensor ends beyond the file")
+    return found
+
+
+def load_component(kind: type[Any], checkpoint: Checkpoint, component: str) -> torch.nn.Module:
+    """A component in float32 holding exactly what will be stored: every weight rounded to half precision.
+
+    Raises `ExportError` for missing, misshapen or non-finite weights, and for those half precision cannot hold.
+    """
+    weights = checkpoint.weights(component)
+    for file in weights.files:
+        stored_tensors(file)
+    folder = checkpoint.path(component)
+    try:
+        module, notes = kind.from_pretrained(
+            folder,
+            variant=weights.variant,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            torch_dtype=torch.float32,
+        )
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise ExportError(f"{folder} does not load as {kind.__name__}: {reason}") from error
+    missing, misshapen = sorted(notes["missing_keys"]), sorted(str(entry) for entry in notes["mismatched_keys"])
+    if missing or misshapen:
+        raise ExportError(
+            f"{weights.files[0]} does not fit {folder / 'config.json'}: "
+            + "; ".join(f"{word} {_some(names)}" for word, names in (("missing", missing), ("wrong shape", misshapen)) if names)
+        )
+    _round(module, weights.files[0])
+    return module.eval().requires_grad_(False)
+
+
+def write_weights(module: torch.nn.Module, checkpoint: Checkpoint, component: str, path: Path) -> None:
+    """Write a loaded component's weights to `path`."""
+    wanted = {name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
+    files = checkpoint.weights(component).files
+    if len(files) == 1 and _holds(stored_tensors(files[0]), wanted):
+        shutil.copyfile(files[0], path)
+    else:
+        save_file({name: tensor.half().contiguous() for name, tensor in wanted.items()}, path)
+        path.chmod(0o644)
+
+
+def _holds(stored: Mapping[str, Stored], wanted: Mapping[str, torch.Tensor]) -> bool:
+    """Is every wanted tensor stored in half precision under its own name and shape?"""
+    return all(
+        name in stored and (stored[name].dtype, stored[name].shape) == ("F16", tuple(tensor.shape))
+        for name, tensor in wanted.items()
+    )
+
+
+def _round(module: torch.nn.Module, file: Path) -> None:
+    broken, large = [], []
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point():
+            half = tensor.half()
+            if not bool(torch.isfinite(tensor).all()):
+                broken.append(name)
+            elif not bool(torch.isfinite(half).all()):
+                large.append(name)
+            tensor.copy_(half)
+    if broken:
+        raise ExportError(f"{file} holds NaN or infinity in {_some(broken)}: the checkpoint is damaged")
+    if large:
+        raise ExportError(f"{file} holds values above 65504, the most half precision can, in {_some(large)}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
