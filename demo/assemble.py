@@ -1,5 +1,6 @@
 """Puts the trained parts together as a diffusers folder of half-precision weights, as StableDiffusionPipeline loads it."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -53,6 +54,7 @@ def write(vae_folder: Path, text_folder: Path, tokenizer_folder: Path, unet: UNe
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     whole.save_pretrained(fresh, safe_serialization=True)
+    _without_spacing(fresh / "scheduler" / "scheduler_config.json")
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(tokenizer_folder / name, fresh / "tokenizer" / name)
     fresh.chmod(0o755)
@@ -66,3 +68,10 @@ def write(vae_folder: Path, text_folder: Path, tokenizer_folder: Path, unet: UNe
         os.rename(folder, old)
     os.rename(fresh, folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _without_spacing(config: Path) -> None:
+    """SD 1.5's own config names no timestep spacing, so that every scheduler takes its own; diffusers writes PNDM's."""
+    fields = json.loads(config.read_text())
+    del fields["timestep_spacing"]
+    config.write_text(json.dumps(fields, indent=2) + "\n")
