@@ -23,7 +23,7 @@ class Facts:
     place: bool
     kinds: tuple[bool, ...]  # of each thing: its kind stands on its side
     colours: tuple[bool, ...]  # of each thing: in its colour
-    extras: tuple[bool, ...]  # of sun or moon, clouds, mountains: there or not, as said
+    extras: tuple[bool, ...]  # of clouds, mountains, sun by day, moon by night: there or not, as said
 
     @property
     def all(self) -> bool:
@@ -112,16 +112,17 @@ def examine(picture: np.ndarray, scene: Scene) -> Facts:
     ]
     places = [replace(scene, place=place) for place in PLACES]
     things = [_thing_holds(small, picture, scene, thing) for thing in scene.things]
-    light = replace(scene, moon=not scene.moon) if scene.time == "night" else replace(scene, sun=not scene.sun)
+    opposites = [replace(scene, clouds=not scene.clouds), replace(scene, mountains=not scene.mountains)]
+    if scene.time == "night":
+        opposites.append(replace(scene, moon=not scene.moon))
+    if scene.time == "day":
+        opposites.append(replace(scene, sun=not scene.sun))
     return Facts(
         time=nearest(0.0, 0.06, times).time == scene.time,
         place=nearest(0.9, 1.0, places).place == scene.place,
         kinds=tuple(kind for kind, _ in things),
         colours=tuple(colour for _, colour in things),
-        extras=tuple(
-            _extra_holds(small, picture, scene, opposite)
-            for opposite in (light, replace(scene, clouds=not scene.clouds), replace(scene, mountains=not scene.mountains))
-        ),
+        extras=tuple(_extra_holds(small, picture, scene, opposite) for opposite in opposites),
     )
 
 

@@ -72,7 +72,13 @@ def new() -> UNet2DConditionModel:
 class _Nothing:
     """An attention whose output is zero."""
 
-    def __call__(self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None) -> Tensor:
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
         """b n c of zeros."""
         return torch.zeros_like(hidden_states)
 
@@ -80,7 +86,13 @@ class _Nothing:
 class _Plain:
     """Attention as two products and a softmax: on a CPU its backward pass is far quicker than the fused one's."""
 
-    def __call__(self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None) -> Tensor:
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
         """b n c."""
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
 

@@ -1,0 +1,38 @@
+"""What a checkpoint scores: pictures of captions that no training drew, judged by the probes."""
+
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+
+from demo.captions import caption
+from demo.probes import examine, summary
+from demo.scenes import Scene, sample
+from demo.sheet import generate, load
+
+SEED = 20_000_001  # no training's
+
+
+def prompts(count: int) -> list[tuple[str, Scene]]:
+    """Captions with their scenes, each with a thing in it."""
+    rng = random.Random(SEED)
+    scenes: list[Scene] = []
+    while len(scenes) < count:
+        scene = sample(rng)
+        if scene.things:
+            scenes.append(scene)
+    return [(caption(scene, rng), scene) for scene in scenes]
+
+
+def run(checkpoint: Path, count: int, width: int, height: int, steps: int, guidance: float) -> dict[str, float]:
+    """Prints and returns the shares of probes passed; picture k has seed k."""
+    pipeline, start = load(checkpoint), time.monotonic()
+    facts = []
+    for number, (prompt, scene) in enumerate(prompts(count)):
+        picture = generate(pipeline, prompt, number, width, height, steps, guidance)
+        facts.append(examine(np.asarray(picture), scene))
+    result = summary(facts)
+    each = (time.monotonic() - start) / count
+    print(f"{count} prompts, {width}x{height}, {steps} steps, guidance {guidance}: {result} ({each:.1f} s a picture)", flush=True)
+    return result
