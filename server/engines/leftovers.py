@@ -45,15 +45,16 @@ def sweep(cache: Path) -> None:
 
 def _marks(cache: Path) -> set[str]:
     names = [path.name for folder in (_SHARED_MEMORY, cache) if folder.is_dir() for path in folder.iterdir()]
-    texts = [*names, *(text for _, text in _command_lines())]
+    texts = [*names, *(text for _, text in command_lines())]
     return {found.group() for text in texts for found in _MARK.finditer(text)}
 
 
 def _processes(mark: str) -> list[int]:
-    return [pid for pid, text in _command_lines() if mark in text]
+    return [pid for pid, text in command_lines() if mark in text]
 
 
-def _command_lines() -> Iterator[tuple[int, str]]:
+def command_lines() -> Iterator[tuple[int, str]]:
+    """Pid and command line, arguments ended by NUL, of every process that may be looked at."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
             try:

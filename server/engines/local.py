@@ -1,4 +1,4 @@
-"""Engines in this process, for platforms where the embedded Triton does not run. Same repository, same OpenVINO settings.
+"""Engines in this process, for platforms where the embedded Triton does not run: same repository, same settings.
 
 Each engine computes in one worker thread of its own: a call waits for the one before it, as in Triton.
 """
@@ -26,9 +26,10 @@ from server.engines.port import (
 class LocalEngines:
     """`Engines` over OpenVINO in worker threads."""
 
-    def __init__(self, repository: Path, specs: Iterable[Spec]) -> None:
-        """Nothing is loaded yet."""
+    def __init__(self, repository: Path, specs: Iterable[Spec], cache: Path | None = None) -> None:
+        """Nothing is loaded yet. `cache` is a folder for compiled engines, which then load faster the next time."""
         self._repository = repository
+        self._cache = cache
         self._specs = {spec.name: spec for spec in specs}
         self._loaded: dict[str, _Worker] = {}
         self._locks = {name: asyncio.Lock() for name in self._specs}
@@ -40,7 +41,7 @@ class LocalEngines:
             if engine in self._loaded:
                 return
             try:
-                self._loaded[engine] = await asyncio.to_thread(_Worker, self._repository, spec)
+                self._loaded[engine] = await asyncio.to_thread(_Worker, self._repository, spec, self._cache)
             except (ValueError, RuntimeError) as error:  # RuntimeError is OpenVINO's
                 raise EngineUnavailable(f"{engine} cannot be loaded: {error}") from error
 
@@ -87,10 +88,12 @@ class LocalEngines:
 class _Worker:
     """One loaded engine and the thread it computes in."""
 
-    def __init__(self, repository: Path, spec: Spec) -> None:
+    def __init__(self, repository: Path, spec: Spec, cache: Path | None) -> None:
         settings = config.read(repository, spec.name)
         outputs = [port.name for port in spec.outputs]
-        self._engine = OpenVINOEngine(settings.model, outputs, settings.precision)
+        self._engine = OpenVINOEngine(
+            settings.model, outputs, settings.precision, None if cache is None else cache / spec.name
+        )
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=spec.name)
         self._name = spec.name
         self.usage = Usage(0, 0.0)

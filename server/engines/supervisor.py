@@ -20,14 +20,13 @@ import grpc.aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from server.engines import launcher, leftovers, wheel
-from server.engines.port import EngineFault
 from server.engines.wheel import Host, TritonStartError
 
 State = Literal["starting", "ready", "restarting", "stopped"]
 Reload = Callable[[], Awaitable[None]]
 
 _START_SECONDS = 30.0  # it takes 1 s; a busy machine with a cold disk has been seen to take 10
-_STOP_SECONDS = 5.0
+_STOP_SECONDS = 1.0  # for executions under way; Triton would take seconds more to unload engines, which nobody needs
 _PAUSES = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds before the nth restart in a row
 _STEADY_SECONDS = 60.0  # after living this long, a death counts as the first again
 _QUOTED_BYTES = 20_000
@@ -39,7 +38,7 @@ _log = logging.getLogger(__name__)
 class EmbeddedTriton:
     """One Triton process and its stubs, from `start` to `stop`.
 
-    `cache` is a folder for its run files. Start it from a thread that outlives it: it dies with that thread.
+    `cache` is a folder for its run files and compiled engines. It dies with the thread that starts it.
     """
 
     def __init__(self, repository: Path, cache: Path, port: int | None = None, host: Host | None = None) -> None:
@@ -69,7 +68,6 @@ class EmbeddedTriton:
         try:
             if not self._repository.is_dir():
                 raise TritonStartError(f"the model repository {self._repository} is not a folder")
-            self._installation = wheel.find(self._host)
             self._port = _free_port() if self._wanted_port is None else self._wanted_port
             await asyncio.to_thread(self._prepare)
             self._process = await self._launch()
@@ -96,7 +94,7 @@ class EmbeddedTriton:
             try:
                 await asyncio.wait_for(self._process.wait(), _STOP_SECONDS)
             except TimeoutError:
-                _log.warning("Triton did not end within %.0f s of SIGTERM and is killed", _STOP_SECONDS)
+                _log.info("Triton did not end within %.0f s of SIGTERM and is killed", _STOP_SECONDS)
         await self._clear()
 
     async def __aenter__(self) -> Self:
@@ -115,6 +113,7 @@ class EmbeddedTriton:
         return self._cache / self._mark
 
     def _prepare(self) -> None:
+        self._installation = wheel.find(self._host)
         self._cache.mkdir(parents=True, exist_ok=True)
         leftovers.sweep(self._cache)
         wheel.lay_out_backends(self._installation, self._run_folder / "backends")
@@ -182,6 +181,7 @@ class EmbeddedTriton:
             "PATH": os.defpath,
             "LD_LIBRARY_PATH": os.pathsep.join(map(str, self._installation.libraries)),
             "MEDIAGEN_PYTHON_PATH": os.pathsep.join(map(str, self._installation.python_path)),
+            "MEDIAGEN_CACHE": str(self._cache / "openvino"),
             "MEDIAGEN_SHM_PREFIX": self._mark,
         }
 
@@ -208,7 +208,7 @@ class EmbeddedTriton:
                 self._process = await self._launch()
                 if self._reload is not None:
                     await self._reload()
-            except (TritonStartError, EngineFault) as error:
+            except Exception as error:  # whatever it was, the only way to serve again is to try again
                 _log.error("Triton's restart number %d failed: %s", attempt, error)
                 continue
             return self._process, attempt
@@ -231,9 +231,12 @@ class EmbeddedTriton:
 
 def _quote(log: Path) -> str:
     """The last errors at the end of the log, or its last lines."""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - _QUOTED_BYTES))
-        lines = file.read().decode(errors="replace").splitlines()
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _QUOTED_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError as error:
+        return f"its log {log} cannot be read: {error.strerror}"
     errors = [line for line in lines if line.startswith(("E", "error", "terminate"))]
     return f"its log {log} ends: {' | '.join((errors or lines)[-3:])}"
 

@@ -27,7 +27,7 @@ class _State:
     spec: Spec
     compute: Compute
     loaded: bool = False
-    usage: Usage = Usage(0, 0.0)
+    usage: Usage = field(default_factory=lambda: Usage(0, 0.0))
     faults: list[EngineFault] = field(default_factory=list)
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # one execution at a time, as everywhere
 
@@ -77,7 +77,10 @@ class FakeEngines:
             raise state.faults.pop(0)
         started = time.perf_counter()
         await asyncio.sleep(0)  # a real call lets other tasks run
-        outputs = {name: output.copy() for name, output in state.compute(inputs).items()}
+        try:
+            outputs = {name: output.copy() for name, output in state.compute(inputs).items()}
+        except ValueError as error:
+            raise EngineFault(f"{state.spec.name}: {error}") from error
         state.usage = Usage(state.usage.executions + 1, state.usage.seconds + time.perf_counter() - started)
         return outputs
 

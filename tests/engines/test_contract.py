@@ -13,7 +13,7 @@ from engines import toy
 from engines.fake import FakeEngines
 
 from server.engines.local import LocalEngines
-from server.engines.port import EngineInputError, Engines, EngineTimeout, EngineUnavailable, Port, Spec
+from server.engines.port import EngineFault, EngineInputError, Engines, EngineTimeout, EngineUnavailable, Port, Spec
 from server.engines.supervisor import EmbeddedTriton
 from server.engines.triton import TritonEngines
 
@@ -27,9 +27,9 @@ LONG = {"turns": np.array([20_000])}  # toy_spin works 0.5 s or more on these
 async def engines(request: pytest.FixtureRequest, repository: Path, triton: EmbeddedTriton) -> AsyncIterator[Engines]:
     """Each home with mix, words and picture loaded; the fake takes real time for `LONG` only by being held."""
     homes = {
-        "fake": lambda: FakeEngines(toy.SPECS, toy.COMPUTE),
-        "local": lambda: LocalEngines(repository, (*toy.SPECS, ABSENT)),
-        "triton": lambda: TritonEngines(triton.address, (*toy.SPECS, ABSENT)),
+        "fake": lambda: FakeEngines((*toy.SPECS, toy.PICKY), toy.COMPUTE),
+        "local": lambda: LocalEngines(repository, (*toy.SPECS, toy.PICKY, ABSENT)),
+        "triton": lambda: TritonEngines(triton.address, (*toy.SPECS, toy.PICKY, ABSENT)),
     }
     home: Engines = homes[request.param]()
     await asyncio.gather(*(home.load(spec.name) for spec in toy.SPECS))
@@ -121,6 +121,16 @@ async def test_an_unloaded_engine_is_unavailable_until_it_is_loaded_again(engine
     await engines.load(toy.WORDS.name)
     assert set(await engines.ready()) == {spec.name for spec in toy.SPECS}
     assert same(await engines.run(toy.WORDS.name, inputs), toy.words(inputs))
+
+
+async def test_an_execution_that_fails_is_the_engines_fault_and_the_next_one_works(engines: Engines) -> None:
+    await engines.load(toy.PICKY.name)
+    with pytest.raises(EngineFault, match="toy_picky") as raised:
+        await engines.run(toy.PICKY.name, toy.example(toy.PICKY, length=2))
+    assert raised.type is EngineFault
+    inputs = toy.example(toy.PICKY, length=3)
+    assert same(await engines.run(toy.PICKY.name, inputs), toy.picky(inputs))
+    await engines.unload(toy.PICKY.name)
 
 
 async def test_an_execution_longer_than_its_timeout_ends_as_timeout_and_the_next_one_works(engines: Engines) -> None:

@@ -6,6 +6,7 @@ uint8 pictures. `spin` runs as long as it is told to. `COMPUTE` says what each a
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,14 @@ SPIN = Spec(
     outputs=(Port("value", "float32", ("rows", 64, 64)),),
     max_rows=16,
 )
-SPECS = (MIX, WORDS, PICTURE, SPIN)
+PICKY = Spec(
+    name="toy_picky",
+    inputs=(Port("x", "float32", ("rows", "length")),),  # fails in the middle of an execution unless length is 3
+    outputs=(Port("y", "float32", ("rows", "length")),),
+    max_rows=16,
+)
+NARROW = replace(SPIN, name="toy_narrow")  # has a queue of one place, and nobody waits there longer than 0.2 s
+SPECS = (MIX, WORDS, PICTURE, SPIN)  # those that answer everything that fits their spec
 
 _RANDOM = np.random.RandomState(0)
 _CHANNELS = _RANDOM.standard_normal((2, 1, 1)).astype(np.float16)
@@ -78,7 +86,19 @@ def spin(tensors: Tensors) -> dict[str, npt.NDArray[Any]]:
     return {"value": value}
 
 
-COMPUTE = {MIX.name: mix, WORDS.name: words, PICTURE.name: picture, SPIN.name: spin}
+def picky(tensors: Tensors) -> dict[str, npt.NDArray[Any]]:
+    """What `toy_picky` computes; raises `ValueError` for a length it cannot add."""
+    return {"y": tensors["x"] + np.arange(3, dtype=np.float32)}
+
+
+COMPUTE = {
+    PICKY.name: picky,
+    MIX.name: mix,
+    WORDS.name: words,
+    PICTURE.name: picture,
+    SPIN.name: spin,
+    NARROW.name: spin,
+}
 
 
 def example(spec: Spec, seed: int = 0, **axes: int) -> dict[str, npt.NDArray[Any]]:
@@ -141,31 +161,38 @@ def write_repository(root: Path) -> None:
         [helper.make_tensor_value_info("i", TensorProto.INT64, []), flags[0], value],
         [flags[1], turned],
     )
-    _write(
-        root,
-        SPIN,
-        {"turn": _TURN, "yes": np.array(True), "square": np.array([64, 64]), "one": np.float32(1)},
-        [
-            node("Cast", ["turn"], ["matrix"], to=TensorProto.FLOAT),
-            node("ReduceMax", ["turns"], ["count"], keepdims=0),
-            node("Shape", ["turns"], ["rows"]),
-            node("Concat", ["rows", "square"], ["shape"], axis=0),
-            node("Expand", ["one", "shape"], ["ones"]),
-            node("Loop", ["count", "yes", "ones"], ["value"], body=body),
-        ],
-    )
+    three = {"three": np.arange(3, dtype=np.float32)}
+    _write(root, PICKY, three, [node("Add", ["x", "three"], ["y"])], length=3)
+    for spec in (SPIN, NARROW):
+        _write(
+            root,
+            spec,
+            {"turn": _TURN, "yes": np.array(True), "square": np.array([64, 64]), "one": np.float32(1)},
+            [
+                node("Cast", ["turn"], ["matrix"], to=TensorProto.FLOAT),
+                node("ReduceMax", ["turns"], ["count"], keepdims=0),
+                node("Shape", ["turns"], ["rows"]),
+                node("Concat", ["rows", "square"], ["shape"], axis=0),
+                node("Expand", ["one", "shape"], ["ones"]),
+                node("Loop", ["count", "yes", "ones"], ["value"], body=body),
+            ],
+        )
+    with (root / NARROW.name / "config.pbtxt").open("a") as config:
+        config.write("dynamic_batching { default_queue_policy { max_queue_size: 1 ")
+        config.write("timeout_action: REJECT default_timeout_microseconds: 200000 } }\n")
 
 
-def write_golden(root: Path, spec: Spec, **changed: npt.NDArray[Any]) -> None:
-    """The golden file of one engine, with outputs replaced by those given."""
-    inputs = example(spec)
-    outputs = {**COMPUTE[spec.name](inputs), **changed}
+def _write_golden(root: Path, spec: Spec, axes: Mapping[str, int]) -> None:
+    inputs = example(spec, **axes)
+    outputs = COMPUTE[spec.name](inputs)
     tensors = {f"input.{name}": tensor for name, tensor in inputs.items()}
     tensors |= {f"output.{name}": np.ascontiguousarray(tensor) for name, tensor in outputs.items()}
     save_file(tensors, root / spec.name / "1" / "golden.safetensors")
 
 
-def _write(root: Path, spec: Spec, constants: Mapping[str, Any], nodes: list[onnx.NodeProto]) -> None:
+def _write(
+    root: Path, spec: Spec, constants: Mapping[str, Any], nodes: list[onnx.NodeProto], **golden_axes: int
+) -> None:
     """One engine's folder; float16 constants become weights in safetensors, the others stay in the graph."""
     folder = root / spec.name / "1"
     folder.mkdir(parents=True)
@@ -180,7 +207,7 @@ def _write(root: Path, spec: Spec, constants: Mapping[str, Any], nodes: list[onn
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     (root / spec.name / "config.pbtxt").write_text(_config(spec))
-    write_golden(root, spec)
+    _write_golden(root, spec, golden_axes)
 
 
 def _external(weights: Path) -> list[onnx.TensorProto]:

@@ -1,7 +1,8 @@
 """Triton's `backend: "openvino"` for the embedded Triton: a python-based backend that reads what the native one reads.
 
 Runs in Triton's python stub, one process an engine, and imports nothing of the gateway but the OpenVINO runtime. The
-supervisor says through the environment what to import from and how the names of Triton's shared memory begin.
+supervisor says through the environment what to import from, where to keep compiled models, and how the names of
+Triton's shared memory begin.
 """
 
 import json
@@ -35,7 +36,9 @@ class TritonPythonModel:
         precision = config["parameters"].get("precision", {"string_value": "float32"})["string_value"]
         file = config["default_model_filename"] or "model.onnx"
         self._inputs = [port["name"] for port in config["input"]]
-        self._engine = OpenVINOEngine(folder / file, [port["name"] for port in config["output"]], precision)
+        outputs = [port["name"] for port in config["output"]]
+        cache = Path(os.environ["MEDIAGEN_CACHE"], config["name"])
+        self._engine = OpenVINOEngine(folder / file, outputs, precision, cache)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request by itself: rows that belong together already come in one request."""
@@ -56,12 +59,18 @@ def _die_with_triton(shm_prefix: str) -> None:
 
     Triton's stub would wait for ever. PR_SET_PDEATHSIG cannot be used: it watches the thread that started the stub.
     """
-    triton = os.pidfd_open(os.getppid())
+    parent = os.getppid()
+    handle = os.pidfd_open(parent)
 
-    def watch() -> None:
-        select.select([triton], [], [])
+    def end() -> None:
         for region in Path("/dev/shm").glob(f"{shm_prefix}*"):
             region.unlink(missing_ok=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
+    def watch() -> None:
+        select.select([handle], [], [])
+        end()
+
+    if shm_prefix.encode() not in Path(f"/proc/{parent}/cmdline").read_bytes():  # it died before we could watch it
+        end()
     threading.Thread(target=watch, daemon=True).start()
