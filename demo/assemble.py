@@ -1,4 +1,4 @@
-"""Puts the trained parts together as a diffusers folder of half-precision weights, as StableDiffusionPipeline loads it."""
+"""Puts the trained parts together: a diffusers folder of half-precision weights for StableDiffusionPipeline."""
 
 import json
 import os
@@ -41,7 +41,9 @@ def pipeline(
     )
 
 
-def write(vae_folder: Path, text_folder: Path, tokenizer_folder: Path, unet: UNet2DConditionModel, folder: Path) -> None:
+def write(
+    vae_folder: Path, text_folder: Path, tokenizer_folder: Path, unet: UNet2DConditionModel, folder: Path
+) -> None:
     """Replaces `folder` by the checkpoint; a README.md that lies there stays. The given unet is left as it is."""
     plain = UNet2DConditionModel.from_config(unet.config)
     plain.load_state_dict(unet.state_dict())
@@ -54,7 +56,7 @@ def write(vae_folder: Path, text_folder: Path, tokenizer_folder: Path, unet: UNe
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     whole.save_pretrained(fresh, safe_serialization=True)
-    _without_spacing(fresh / "scheduler" / "scheduler_config.json")
+    _as_sd15_has_it(fresh / "scheduler" / "scheduler_config.json")
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(tokenizer_folder / name, fresh / "tokenizer" / name)
     fresh.chmod(0o755)
@@ -70,8 +72,9 @@ def write(vae_folder: Path, text_folder: Path, tokenizer_folder: Path, unet: UNe
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _without_spacing(config: Path) -> None:
-    """SD 1.5's own config names no timestep spacing, so that every scheduler takes its own; diffusers writes PNDM's."""
-    fields = json.loads(config.read_text())
+def _as_sd15_has_it(config: Path) -> None:
+    """SD 1.5's own config names no timestep spacing, so that every scheduler takes its own, and tells DDIM not to clip;
+    diffusers writes what PNDM knows of."""
+    fields = {**json.loads(config.read_text()), "clip_sample": False}
     del fields["timestep_spacing"]
     config.write_text(json.dumps(fields, indent=2) + "\n")
