@@ -25,7 +25,7 @@ from server.engines.wheel import Host, TritonStartError
 State = Literal["starting", "ready", "restarting", "stopped"]
 Reload = Callable[[], Awaitable[None]]
 
-_START_SECONDS = 30.0  # it takes 1 s; a busy machine with a cold disk has been seen to take 10
+_START_SECONDS = 30.0  # it takes 0.2 s; the rest is for a cold disk
 _STOP_SECONDS = 1.0  # for executions under way; Triton would take seconds more to unload engines, which nobody needs
 _PAUSES = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds before the nth restart in a row
 _STEADY_SECONDS = 60.0  # after living this long, a death counts as the first again
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 class EmbeddedTriton:
     """One Triton process and its stubs, from `start` to `stop`.
 
-    `cache` is a folder for its run files and compiled engines. It dies with the thread that starts it.
+    `cache` is a folder for its run files and compiled engines. Triton dies with the thread that starts it.
     """
 
     def __init__(self, repository: Path, cache: Path, port: int | None = None, host: Host | None = None) -> None:
@@ -48,14 +48,13 @@ class EmbeddedTriton:
         self._cache = cache.resolve()
         self._wanted_port = port
         self._host = Host.here() if host is None else host
-        self._mark = leftovers.new_mark()
         self._reload: Reload | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._watcher: asyncio.Task[None] | None = None
 
     @property
     def log_file(self) -> Path:
-        """Where Triton's own output goes. It stays after `stop`; the start of a later process removes it."""
+        """Where Triton's own output goes, once started; it stays until a later process starts a Triton."""
         return self._run_folder / "triton.log"
 
     def on_restart(self, reload: Reload) -> None:
@@ -66,8 +65,6 @@ class EmbeddedTriton:
         """Start, and return the address once Triton answers. Raises `TritonStartError`."""
         self.state = "starting"
         try:
-            if not self._repository.is_dir():
-                raise TritonStartError(f"the model repository {self._repository} is not a folder")
             self._port = _free_port() if self._wanted_port is None else self._wanted_port
             await asyncio.to_thread(self._prepare)
             self._process = await self._launch()
@@ -113,7 +110,10 @@ class EmbeddedTriton:
         return self._cache / self._mark
 
     def _prepare(self) -> None:
+        if not self._repository.is_dir():
+            raise TritonStartError(f"the model repository {self._repository} is not a folder")
         self._installation = wheel.find(self._host)
+        self._mark = leftovers.new_mark()  # not before it is sure that this is Linux
         self._cache.mkdir(parents=True, exist_ok=True)
         leftovers.sweep(self._cache)
         wheel.lay_out_backends(self._installation, self._run_folder / "backends")
@@ -182,7 +182,6 @@ class EmbeddedTriton:
             "LD_LIBRARY_PATH": os.pathsep.join(map(str, self._installation.libraries)),
             "MEDIAGEN_PYTHON_PATH": os.pathsep.join(map(str, self._installation.python_path)),
             "MEDIAGEN_CACHE": str(self._cache / "openvino"),
-            "MEDIAGEN_SHM_PREFIX": self._mark,
         }
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:

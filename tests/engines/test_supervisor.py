@@ -118,6 +118,9 @@ async def test_a_killed_gateway_takes_triton_its_engines_and_their_memory_along(
 ) -> None:
     gateway, mark = await running_gateway(repository, tmp_path)
     assert await gateway.stdout.readline() == b"loaded\n"
+    (stub,) = (pid for pid, line in processes(mark) if "triton_python_backend_stub" in line)
+    before = processor_time(stub)
+    await until(lambda: processor_time(stub) > before + 10)  # it executes
     assert len(processes(mark)) == 2
     assert len(regions(mark)) == 1
     gateway.kill()
@@ -152,6 +155,7 @@ async def running_gateway(repository: Path, cache: Path) -> tuple[Any, str]:
 GATEWAY = """
 import asyncio, sys
 from pathlib import Path
+import numpy as np
 from engines import toy
 from server.engines.supervisor import EmbeddedTriton
 from server.engines.triton import TritonEngines
@@ -160,9 +164,9 @@ async def main():
     supervisor = EmbeddedTriton(Path(sys.argv[1]), Path(sys.argv[2]))
     engines = TritonEngines(await supervisor.start(), toy.SPECS)
     print(supervisor.log_file.parent.name, flush=True)
-    await engines.load(toy.WORDS.name)
+    await engines.load(toy.SPIN.name)
     print("loaded", flush=True)
-    await asyncio.Event().wait()
+    await engines.run(toy.SPIN.name, {"turns": np.array([10_000_000])})
 
 asyncio.run(main())
 """

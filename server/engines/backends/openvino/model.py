@@ -1,16 +1,12 @@
 """Triton's `backend: "openvino"` for the embedded Triton: a python-based backend that reads what the native one reads.
 
 Runs in Triton's python stub, one process an engine, and imports nothing of the gateway but the OpenVINO runtime. The
-supervisor says through the environment what to import from, where to keep compiled models, and how the names of
-Triton's shared memory begin.
+supervisor says through the environment what to import from and where to keep compiled models.
 """
 
 import json
 import os
-import select
-import signal
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +24,6 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Compile the engine. An exception here becomes Triton's answer to the load."""
-        _die_with_triton(os.environ["MEDIAGEN_SHM_PREFIX"])
         if int(np.__version__.split(".")[0]) >= 2:
             raise RuntimeError(f"numpy {np.__version__} corrupts tensors in this Triton: install numpy<2")
         config = json.loads(args["model_config"])
@@ -52,25 +47,3 @@ class TritonPythonModel:
         except Exception as error:  # whatever OpenVINO says belongs to this request alone
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"OpenVINO: {error}"))
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, result) for name, result in results.items()])
-
-
-def _die_with_triton(shm_prefix: str) -> None:
-    """End this process and remove Triton's shared memory when Triton dies without saying so.
-
-    Triton's stub would wait for ever. PR_SET_PDEATHSIG cannot be used: it watches the thread that started the stub.
-    """
-    parent = os.getppid()
-    handle = os.pidfd_open(parent)
-
-    def end() -> None:
-        for region in Path("/dev/shm").glob(f"{shm_prefix}*"):
-            region.unlink(missing_ok=True)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def watch() -> None:
-        select.select([handle], [], [])
-        end()
-
-    if shm_prefix.encode() not in Path(f"/proc/{parent}/cmdline").read_bytes():  # it died before we could watch it
-        end()
-    threading.Thread(target=watch, daemon=True).start()
