@@ -7,7 +7,9 @@ import time
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import cast
+from typing import Any, cast
+
+from transformers.utils import logging as transformers_logging
 
 from export import ExportError, recipes
 from export.checkpoint import open_checkpoint
@@ -20,8 +22,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m export",
         description="Render a diffusers checkpoint into a model repository that Triton serves: weightless ONNX graphs, "
-        "weights as half precision safetensors, config.pbtxt, golden tensors, tokenizer and card. Ends with a comparison "
-        "of every engine with torch, and writes nothing when one differs.",
+        "weights as half precision safetensors, config.pbtxt, golden tensors, tokenizer and card. Ends with a "
+        "comparison of every engine with torch, and writes nothing when one differs.",
     )
     parser.add_argument("family", choices=[module.name for module in iter_modules(recipes.__path__)])
     parser.add_argument("--checkpoint", required=True, help="a diffusers folder, or a hub id such as owner/name")
@@ -43,10 +45,12 @@ def main(arguments: list[str] | None = None) -> int:
     def progress(text: str) -> None:
         print(f"{time.monotonic() - start:6.1f} s  {text}", flush=True)
 
+    cast(Any, transformers_logging).disable_progress_bar()  # of files that are read in a blink
     recipe = cast(Recipe, import_module(f"export.recipes.{given.family}"))
     try:
         checkpoint = open_checkpoint(given.checkpoint, given.revision, tuple(recipe.COMPONENTS))
-        card = recipe.card(checkpoint, name, recipe.TITLE if given.title is None else given.title, given.prediction_type)
+        title = recipe.TITLE if given.title is None else given.title
+        card = recipe.card(checkpoint, name, title, given.prediction_type)
         rows = export(recipe, checkpoint, card, given.out, progress)
     except ExportError as error:
         print(f"export: {error}", file=sys.stderr)

@@ -110,10 +110,11 @@ def needed_files(names: Sequence[str], components: Sequence[str]) -> list[str]:
         needed += [f"{component}/config.json"] if "config.json" in own else []
         if chosen is not None:
             needed.append(f"{component}/{chosen}")
-            half = "fp16" in chosen
-            needed += [
-                f"{component}/{name}"
-                for name in own
-                if chosen.endswith(".json") and "-of-" in name and name.endswith(".safetensors") and half == (".fp16" in name)
-            ]
+            if chosen.endswith(".json"):
+                needed += [f"{component}/{name}" for name in own if _is_shard(name, ".fp16" in chosen)]
     return needed
+
+
+def _is_shard(name: str, half: bool) -> bool:
+    """Like model.fp16-00001-of-00002.safetensors, or without the fp16."""
+    return "-of-" in name and name.endswith(".safetensors") and half == (".fp16" in name)

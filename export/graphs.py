@@ -1,14 +1,15 @@
 """A torch module to an ONNX graph without weights: every tensor of the state dict is an initializer of its own name.
 
-The initializers point into a safetensors file beside the graph, in half precision with a Cast to the compute type behind
-each. While the graph is cleaned up they are plain graph inputs, so that no optimisation can fold, merge or transpose them.
-Knows nothing of families or of where files go.
+The initializers point into a safetensors file beside the graph, in half precision with a Cast to the compute type
+behind each. While the graph is cleaned up they are plain graph inputs, so that no optimisation can fold, merge or
+transpose them. Knows nothing of families or of where files go.
 """
 
 import logging
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import onnx_ir as ir
@@ -16,7 +17,7 @@ import onnx_ir.passes.common as passes
 import torch
 from onnxscript import opset18 as op
 from onnxscript import rewriter
-from onnxscript.optimizer import _constant_folding as folding
+from onnxscript.optimizer import fold_constants
 
 from export import ExportError
 from export.recipes import EngineRecipe
@@ -24,7 +25,7 @@ from export.weights import Stored
 from server.engines.port import Array, Port
 
 OPSET = 18
-COMPONENT = "component."  # how the wrappers of recipes name what they wrap
+_COMPONENT = "component."  # how the wrappers of recipes name what they wrap
 _LARGEST_CONSTANT = 1 << 16  # elements; a causal mask of 77x77 fits, a weight would not
 
 
@@ -46,8 +47,8 @@ def trace(recipe: EngineRecipe, module: torch.nn.Module, example: Mapping[str, A
         )
     assert program is not None
     model: ir.Model = program.model
-    weights = {COMPONENT + name for name, tensor in module.component.state_dict().items() if tensor.is_floating_point()}
-    _weights_to_inputs(model.graph, weights)
+    state = module.state_dict()  # without buffers that are not stored, such as position ids
+    _weights_to_inputs(model.graph, {name for name, tensor in state.items() if tensor.is_floating_point()})
     with _quiet():
         _clean(model)
     _name_axes(model.graph.inputs, inputs)
@@ -58,17 +59,18 @@ def trace(recipe: EngineRecipe, module: torch.nn.Module, example: Mapping[str, A
 def attach_weights(model: ir.Model, file: str, stored: Mapping[str, Stored]) -> bytes:
     """Point the weights of a traced model into `file`; gives the serialized ONNX model. Changes `model`."""
     graph = model.graph
-    weights = [value for value in graph.inputs if value.name is not None and value.name.startswith(COMPONENT)]
+    weights = [value for value in graph.inputs if value.name is not None and value.name.startswith(_COMPONENT)]
     for weight in weights:
         graph.inputs.remove(weight)
-        name = str(weight.name).removeprefix(COMPONENT)
+        name = str(weight.name).removeprefix(_COMPONENT)
         place = stored.get(name)
         if place is None or (place.dtype, place.shape) != ("F16", tuple(weight.shape or ())):
             raise ExportError(f"{file} holds no half precision {name} of shape {list(weight.shape or ())}")
         tensor = ir.ExternalTensor(
             file, place.offset, place.length, ir.DataType.FLOAT16, shape=ir.Shape(place.shape), name=name
         )
-        initializer = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT16), shape=tensor.shape, const_value=tensor)
+        half = ir.TensorType(ir.DataType.FLOAT16)
+        initializer = ir.Value(name=name, type=half, shape=tensor.shape, const_value=tensor)
         graph.register_initializer(initializer)
         cast = ir.node("Cast", [initializer], {"to": ir.DataType.FLOAT}, name=f"{name}:cast")
         cast.outputs[0].name = f"{name}:float32"
@@ -101,7 +103,7 @@ def _attention(
     enable_gqa: bool = False,
 ) -> Any:
     """Scaled dot-product attention of 4-axis tensors as the five plain nodes that runtimes fuse into one kernel."""
-    assert dropout_p == 0.0 and not is_causal and not enable_gqa, "no component of ours uses these"
+    assert (dropout_p, is_causal, enable_gqa) == (0.0, False, False), "no component of ours uses these"
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = op.MatMul(op.Mul(query, op.Constant(value_float=float(factor))), op.Transpose(key, perm=[0, 1, 3, 2]))
     if attn_mask is not None:  # true where a query sees a key
@@ -119,27 +121,17 @@ def _weights_to_inputs(graph: ir.Graph, names: set[str]) -> None:
 
 def _clean(model: ir.Model) -> None:
     """Fold constants, turn the exporter's sequences into Split (TensorRT knows no sequences), drop what is not used."""
-    fold = ir.passes.PassManager(
-        [
-            folding.FoldConstantsPass(
-                shape_inference=True, input_size_limit=_LARGEST_CONSTANT, output_size_limit=_LARGEST_CONSTANT
-            ),
-            rewriter.RewritePass(rewriter._DEFAULT_REWRITE_RULES),
-            passes.RemoveUnusedNodesPass(),
-            passes.RemoveUnusedFunctionsPass(),
-            passes.RemoveUnusedOpsetsPass(),
-        ],
-        steps=3,
-        early_stop=True,
-    )
+    passes.InlinePass()(model)
+    _fold(model)
+    rewriter.rewrite(model)  # most of the time goes here, hence once
+    _fold(model)
     ir.passes.Sequential(
-        passes.InlinePass(),
-        fold,
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         passes.DeduplicateInitializersPass(),
         passes.CommonSubexpressionEliminationPass(),
         passes.IdentityEliminationPass(),
         passes.RemoveUnusedNodesPass(),
+        passes.RemoveUnusedOpsetsPass(),
         passes.OutputFixPass(),
         passes.NameFixPass(),
         passes.ClearMetadataAndDocStringPass(),
@@ -150,6 +142,14 @@ def _clean(model: ir.Model) -> None:
                 value.shape, value.type = None, None
 
 
+def _fold(model: ir.Model) -> None:
+    folded = fold_constants(
+        model, onnx_shape_inference=True, input_size_limit=_LARGEST_CONSTANT, output_size_limit=_LARGEST_CONSTANT
+    )
+    if folded.modified:
+        passes.RemoveUnusedNodesPass()(model)
+
+
 def _name_axes(values: Sequence[ir.Value], ports: Sequence[Port]) -> None:
     """Give graph inputs or outputs the spec's names and axes; the exporter writes expressions such as 8*height."""
     for value, port in zip(values, ports, strict=False):  # the weights follow the engine's own inputs
@@ -157,15 +157,13 @@ def _name_axes(values: Sequence[ir.Value], ports: Sequence[Port]) -> None:
         value.shape = ir.Shape(port.shape)
 
 
-class _quiet(warnings.catch_warnings):  # noqa: N801  used like a function
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Keeps the exporter's notes about packages nobody needs off the screen."""
-
-    def __enter__(self) -> Any:
-        entered = super().__enter__()
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
-        return entered
-
-    def __exit__(self, *exc_info: object) -> None:
-        logging.disable(logging.NOTSET)
-        super().__exit__(*exc_info)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)

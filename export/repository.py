@@ -39,11 +39,13 @@ class Recipe(Protocol):
     def recipes(self, checkpoint: Checkpoint, card: Card) -> tuple[EngineRecipe, ...]: ...
 
 
-def export(recipe: Recipe, checkpoint: Checkpoint, card: Card, repository: Path, progress: Progress) -> list[parity.Row]:
+def export(
+    recipe: Recipe, checkpoint: Checkpoint, card: Card, repository: Path, progress: Progress
+) -> list[parity.Row]:
     """Render one checkpoint into a repository. Raises `ExportError`; then the repository is as it was."""
     rows: list[parity.Row] = []
     with _all_or_nothing(repository) as building:
-        engines = recipe.recipes(card, checkpoint)
+        engines = recipe.recipes(checkpoint, card)
         for engine in engines:
             rows.append(_export_engine(engine, recipe.COMPONENTS[engine.component], checkpoint, building, progress))
         progress("tokenizer")

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -81,10 +81,10 @@ def load_component(kind: type[Any], checkpoint: Checkpoint, component: str) -> t
     if missing or misshapen:
         raise ExportError(
             f"{weights.files[0]} does not fit {folder / 'config.json'}: "
-            + "; ".join(f"{word} {_some(names)}" for word, names in (("missing", missing), ("wrong shape", misshapen)) if names)
+            f"missing {_some(missing) or 'nothing'}; of another shape {_some(misshapen) or 'none'}"
         )
     _round(module, weights.files[0])
-    return module.eval().requires_grad_(False)
+    return cast(torch.nn.Module, module.eval().requires_grad_(False))
 
 
 def write_weights(module: torch.nn.Module, checkpoint: Checkpoint, component: str, path: Path) -> None:
