@@ -102,7 +102,7 @@ async def _embedded(settings: Settings, specs: Sequence[Spec]) -> AsyncIterator[
 @asynccontextmanager
 async def _in_process(settings: Settings, specs: Sequence[Spec]) -> AsyncIterator[Engines]:
     """Engines in this process, for platforms without the Triton wheel."""
-    engines = LocalEngines(settings.model_repository, specs)
+    engines = LocalEngines(settings.model_repository, specs, cache=settings.cache / "openvino")
     async with _loaded(engines, settings, specs):
         yield engines
 

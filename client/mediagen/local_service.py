@@ -48,7 +48,7 @@ def _serves(address: str, process: subprocess.Popen[bytes]) -> bool:
         health = health_pb2_grpc.HealthStub(channel)
         while process.poll() is None and time.monotonic() < end:
             try:
-                reply = health.Check(health_pb2.HealthCheckRequest(), timeout=1)
+                reply = health.Check(health_pb2.HealthCheckRequest(), timeout=1)  # type: ignore[attr-defined]  # typeshed
             except grpc.RpcError:
                 reply = None
             if reply is not None and reply.status == health_pb2.HealthCheckResponse.SERVING and process.poll() is None:

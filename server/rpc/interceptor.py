@@ -1,11 +1,13 @@
 """Around every call: its id, its deadline, and the one place where a fault becomes a status."""
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
 from google.protobuf.message import Message
@@ -14,8 +16,8 @@ from server.rpc.errors import Fault, fault_of, trailers
 
 log = logging.getLogger(__name__)
 request_id: ContextVar[str] = ContextVar("request_id")
-Context = grpc.aio.ServicerContext[Any, Any]
-Handler = grpc.RpcMethodHandler[Any, Any]
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic in the type stubs only
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 _ARITY = {False: "unary", True: "stream"}

@@ -1,0 +1,220 @@
+"""A request becomes a plan, or every violation at once."""
+
+import math
+from typing import Any
+
+import pytest
+from google.protobuf.descriptor import FieldDescriptor
+from mediagen.v1 import image_pb2 as pb
+
+from server.catalog import Catalog
+from server.families.base import Size
+from server.families.sd15 import FAMILY
+from server.plan import InvalidRequest, Plan, nearest_size, plan
+
+SEED = 7
+
+
+def violations_of(request: pb.GenerateRequest, catalog: Catalog) -> dict[str, str]:
+    with pytest.raises(InvalidRequest) as refused:
+        plan(request, catalog)
+    return {violation.field: violation.description for violation in refused.value.violations}
+
+
+def test_an_empty_request_lacks_an_engine_and_a_prompt(catalog: Catalog) -> None:
+    assert violations_of(pb.GenerateRequest(), catalog).keys() == {"engine", "prompt"}
+
+
+def test_defaults_are_those_of_the_api(catalog: Catalog, request_message: pb.GenerateRequest) -> None:
+    made = plan(request_message, catalog)
+    assert (made.guidance_scale, made.steps, made.sampler.name, made.encoding.name) == (12.0, 30, "DDIM", "JPEG")
+    assert (made.size, len(made.seeds), made.negative_prompt) == (Size(512, 512), 1, "")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("steps", 0, "1..200"),
+        ("steps", 201, "1..200"),
+        ("steps", -1, "1..200"),
+        ("cfg_scale", math.nan, "above 0 and at most 50"),
+        ("cfg_scale", math.inf, "above 0 and at most 50"),
+        ("cfg_scale", 0.0, "above 0 and at most 50"),
+        ("cfg_scale", 50.1, "above 0 and at most 50"),
+        ("num_images", 0, "1..16"),
+        ("num_images", 17, "1..16"),
+        ("seed", -1, "0..4294967295"),
+        ("seed", 2**32, "0..4294967295"),
+        ("prompt", "", "1 to 10,000 characters"),
+        ("prompt", "x" * 10_001, "at most 10,000"),
+        ("negative_prompt", "x" * 10_001, "at most 10,000"),
+        ("engine", "sd16", "sd15"),
+        ("width", 513, "the nearest is 512x512"),
+        ("height", -512, "allowed are 512x512"),
+        ("width", 0, "allowed are 512x512"),
+        ("sampler", pb.SAMPLER_PNDM, "DDIM"),
+        ("sampler", 99, "DDIM"),
+        ("image_encoding", 9, "JPEG and PNG"),
+    ],
+)
+def test_a_value_out_of_bounds_is_refused_with_what_is_allowed(
+    catalog: Catalog, request_message: pb.GenerateRequest, field: str, value: Any, allowed: str
+) -> None:
+    setattr(request_message, field, value)
+    found = violations_of(request_message, catalog)
+    assert found.keys() == {field}
+    assert allowed in found[field]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("steps", 1), ("steps", 200), ("cfg_scale", 50.0), ("cfg_scale", 0.01), ("num_images", 16), ("seed", 0)],
+)
+def test_the_bounds_themselves_are_allowed(
+    catalog: Catalog, request_message: pb.GenerateRequest, field: str, value: Any
+) -> None:
+    setattr(request_message, field, value)
+    assert isinstance(plan(request_message, catalog), Plan)
+
+
+def test_every_violation_is_told_at_once(catalog: Catalog) -> None:
+    wrong = pb.GenerateRequest(
+        engine="sd15", steps=0, cfg_scale=math.nan, width=1, num_images=99, vae="x", seeds=[pb.Seed(value=-1)]
+    )
+    assert violations_of(wrong, catalog).keys() == {
+        "prompt", "steps", "cfg_scale", "width", "num_images", "vae", "seeds[0]",
+    }  # fmt: skip
+
+
+def test_all_sizes_of_the_family_are_allowed_and_no_others(
+    catalog: Catalog, request_message: pb.GenerateRequest
+) -> None:
+    assert len(FAMILY.sizes) == 25
+    for size in FAMILY.sizes:
+        request_message.width, request_message.height = size
+        assert plan(request_message, catalog).size == size
+        request_message.width += 64
+        if (request_message.width, request_message.height) not in FAMILY.sizes:
+            assert violations_of(request_message, catalog).keys() == {"width"}
+
+
+def test_one_side_alone_is_paired_with_the_default_of_the_other(
+    catalog: Catalog, request_message: pb.GenerateRequest
+) -> None:
+    request_message.width = 768
+    assert plan(request_message, catalog).size == Size(768, 512)
+
+
+def test_the_nearest_size_needs_the_least_stretching() -> None:
+    assert nearest_size(Size(520, 500), FAMILY.sizes) == Size(512, 512)
+    assert nearest_size(Size(3000, 2000), FAMILY.sizes) == Size(1536, 1024)
+
+
+def test_one_seed_counts_up_and_wraps(catalog: Catalog, request_message: pb.GenerateRequest) -> None:
+    request_message.seed, request_message.num_images = 2**32 - 1, 3
+    assert plan(request_message, catalog).seeds == (2**32 - 1, 0, 1)
+
+
+def test_a_list_of_seeds_is_filled_up_at_random(catalog: Catalog, request_message: pb.GenerateRequest) -> None:
+    request_message.num_images = 4
+    request_message.seeds.extend((pb.Seed(value=0), pb.Seed(), pb.Seed(value=5)))
+    first, second = plan(request_message, catalog).seeds, plan(request_message, catalog).seeds
+    assert (first[0], first[2]) == (0, 5)
+    assert (first[1], first[3]) != (second[1], second[3])
+
+
+def test_more_seeds_than_pictures_and_both_kinds_of_seed_are_refused(
+    catalog: Catalog, request_message: pb.GenerateRequest
+) -> None:
+    request_message.seed = SEED
+    request_message.seeds.extend((pb.Seed(value=1), pb.Seed(value=2)))
+    with pytest.raises(InvalidRequest) as refused:
+        plan(request_message, catalog)
+    assert [violation.field for violation in refused.value.violations] == ["seeds", "seeds"]
+
+
+def test_what_an_overlong_prompt_loses_is_told(catalog: Catalog, request_message: pb.GenerateRequest) -> None:
+    request_message.prompt = "a red house " * 25 + "and a lighthouse"
+    notices = plan(request_message, catalog).notices
+    assert len(notices) == 1
+    assert "and a lighthouse" in notices[0]
+
+
+NO_OPS: dict[str, Any] = {
+    "strength": 0.8,
+    "inpaint_full_res_padding": 32,
+    "controlnet_preprocess": True,
+    "controlnet_conditioning_scale": 1.0,
+    "high_noise_frac": 0.8,
+    "use_refiner": True,
+    "ip_adapter_method": pb.IP_ADAPTER_METHOD_FULL,
+    "ip_adapter_mode": pb.IP_ADAPTER_MODE_BASE,
+    "ip_adapter_scale": 1.0,
+}
+
+
+@pytest.mark.parametrize("field", NO_OPS)
+def test_the_documented_default_of_a_field_asks_for_nothing(
+    catalog: Catalog, request_message: pb.GenerateRequest, field: str
+) -> None:
+    setattr(request_message, field, NO_OPS[field])
+    assert isinstance(plan(request_message, catalog), Plan)
+
+
+CHANGES: dict[str, Any] = {
+    "engine": "other",
+    "prompt": "a blue house",
+    "negative_prompt": "a tree",
+    "cfg_scale": 3.0,
+    "steps": 9,
+    "width": 768,
+    "height": 768,
+    "num_images": 2,
+    "seed": SEED + 1,
+    "sampler": pb.SAMPLER_K_EULER,
+    "image_encoding": pb.IMAGE_ENCODING_PNG,
+    "ip_adapter_method": pb.IP_ADAPTER_METHOD_STYLE,
+    "ip_adapter_mode": 7,
+    "use_refiner": True,
+    "controlnet_preprocess": True,
+}
+
+
+def _change(request: pb.GenerateRequest, field: FieldDescriptor) -> None:
+    """Set one field to something that asks for something."""
+    if field.name in CHANGES:
+        setattr(request, field.name, CHANGES[field.name])
+    elif field.name == "loras":
+        request.loras["x"] = 0.5
+    elif field.name == "textual_inversions":
+        request.textual_inversions["x"] = "y"
+    elif field.name == "transfer_images":
+        request.transfer_images["x"].images.append(b"y")
+    elif field.name == "seeds":
+        request.ClearField("seed")
+        request.seeds.add(value=SEED + 2)
+    else:
+        values: dict[int, Any] = {
+            FieldDescriptor.CPPTYPE_STRING: b"x" if field.type == FieldDescriptor.TYPE_BYTES else "x",
+            FieldDescriptor.CPPTYPE_DOUBLE: 0.25,
+            FieldDescriptor.CPPTYPE_INT32: 3,
+            FieldDescriptor.CPPTYPE_BOOL: True,
+        }
+        setattr(request, field.name, values[field.cpp_type])
+
+
+# Their no-op is the only value that means anything without an adapter: True is the documented default.
+ALWAYS_NO_OPS = {"use_refiner", "controlnet_preprocess"}
+
+
+@pytest.mark.parametrize("name", [field.name for field in pb.GenerateRequest.DESCRIPTOR.fields])
+def test_changing_any_field_changes_the_plan_or_is_refused_by_name(catalog: Catalog, name: str) -> None:
+    request = pb.GenerateRequest(engine="sd15", prompt="a red house", seed=SEED)
+    before = plan(request, catalog)
+    _change(request, pb.GenerateRequest.DESCRIPTOR.fields_by_name[name])
+    try:
+        after = plan(request, catalog)
+    except InvalidRequest as refused:
+        assert name in {violation.field for violation in refused.violations}
+    else:
+        assert (after != before) != (name in ALWAYS_NO_OPS)
