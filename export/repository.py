@@ -44,7 +44,7 @@ def export(
 ) -> list[parity.Row]:
     """Render one checkpoint into a repository. Raises `ExportError`; then the repository is as it was."""
     rows: list[parity.Row] = []
-    with _all_or_nothing(repository) as building:
+    with all_or_nothing(repository) as building:
         engines = recipe.recipes(checkpoint, card)
         for engine in engines:
             rows.append(_export_engine(engine, recipe.COMPONENTS[engine.component], checkpoint, building, progress))
@@ -55,7 +55,7 @@ def export(
         building.joinpath(f"{card.name}.parity.md").write_text(f"# {card.name}: engines against torch\n\n{table}")
         building.joinpath(f"{card.name}.json").write_text(json.dumps(asdict(card), indent=2) + "\n")
         if not all(row.passed for row in rows):
-            raise ExportError(f"an engine differs from torch more than allowed; nothing was written\n{table}")
+            raise ExportError(f"an engine is not shown to equal torch; nothing was written\n{table}")
     return rows
 
 
@@ -90,7 +90,7 @@ def _examples(engine: EngineRecipe, use: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _all_or_nothing(repository: Path) -> Iterator[Path]:
+def all_or_nothing(repository: Path) -> Iterator[Path]:
     """A folder whose entries replace those of the repository when the block ends well, the cards last."""
     existed = repository.exists()
     try:

@@ -102,6 +102,13 @@ def recipes(checkpoint: Checkpoint, card: Card) -> tuple[EngineRecipe, ...]:
 
 def card(checkpoint: Checkpoint, name: str, title: str, prediction_type: str | None) -> Card:
     """Raises `ExportError` when the checkpoint is not of this shape or does not say how it was trained."""
+    try:
+        return _card(checkpoint, name, title, _scheduler(checkpoint, prediction_type))
+    except KeyError as error:
+        raise ExportError(f"a config.json or scheduler_config.json of {checkpoint.folder} lacks {error}") from error
+
+
+def _card(checkpoint: Checkpoint, name: str, title: str, scheduler: Scheduler) -> Card:
     unet, vae, text = (checkpoint.config(component) for component in ("unet", "vae", "text_encoder"))
     pixels_per_latent = 2 ** (len(vae["block_out_channels"]) - 1)
     differences = [
@@ -128,7 +135,7 @@ def card(checkpoint: Checkpoint, name: str, title: str, prediction_type: str | N
         text_width=text["hidden_size"],
         latent_channels=vae["latent_channels"],
         pixels_per_latent=pixels_per_latent,
-        scheduler=_scheduler(checkpoint, prediction_type),
+        scheduler=scheduler,
     )
 
 
@@ -156,15 +163,12 @@ def _scheduler(checkpoint: Checkpoint, prediction_type: str | None) -> Scheduler
     kind = said if prediction_type is None else prediction_type
     if kind not in ("epsilon", "v_prediction"):
         raise ExportError(f"prediction_type is {kind!r}, must be 'epsilon' or 'v_prediction'")
-    try:
-        return Scheduler(
-            num_train_timesteps=int(config["num_train_timesteps"]),
-            beta_start=float(config["beta_start"]),
-            beta_end=float(config["beta_end"]),
-            beta_schedule=config["beta_schedule"],
-            prediction_type=kind,
-            steps_offset=int(config["steps_offset"]),
-            set_alpha_to_one=bool(config["set_alpha_to_one"]),
-        )
-    except KeyError as error:
-        raise ExportError(f"{checkpoint.path('scheduler/scheduler_config.json')} lacks {error}") from error
+    return Scheduler(
+        num_train_timesteps=int(config["num_train_timesteps"]),
+        beta_start=float(config["beta_start"]),
+        beta_end=float(config["beta_end"]),
+        beta_schedule=config["beta_schedule"],
+        prediction_type=kind,
+        steps_offset=int(config["steps_offset"]),
+        set_alpha_to_one=bool(config["set_alpha_to_one"]),
+    )

@@ -1,4 +1,4 @@
-"""A checkpoint of SD 1.5's shape with random weights, as small as its topology allows, and what the exporter makes of it."""
+"""A checkpoint of SD 1.5's shape with random weights, as small as its topology allows, and its rendered repository."""
 
 import json
 import shutil
@@ -104,7 +104,7 @@ def checkpoint(checkpoint_folder: Path) -> Checkpoint:
 
 @pytest.fixture
 def changed(checkpoint_folder: Path, tmp_path: Path) -> Callable[..., Checkpoint]:
-    """A copy of the checkpoint; `changed("unet/config.json", in_channels=9)` changes fields of one of its JSON files."""
+    """A copy of the checkpoint; `changed("unet/config.json", in_channels=9)` changes fields of a JSON file in it."""
     folder = tmp_path / "changed"
     shutil.copytree(checkpoint_folder, folder)
 
