@@ -16,7 +16,6 @@ from mediagen.v1 import asset_pb2_grpc, engine_pb2_grpc, image_pb2_grpc
 from server.admission import Admission
 from server.catalog import read_catalog
 from server.engines import golden
-from server.engines.local import LocalEngines
 from server.engines.port import Engines, Spec
 from server.engines.supervisor import EmbeddedTriton
 from server.engines.triton import TritonEngines
@@ -102,6 +101,8 @@ async def _embedded(settings: Settings, specs: Sequence[Spec]) -> AsyncIterator[
 @asynccontextmanager
 async def _in_process(settings: Settings, specs: Sequence[Spec]) -> AsyncIterator[Engines]:
     """Engines in this process, for platforms without the Triton wheel."""
+    from server.engines.local import LocalEngines  # brings OpenVINO, 60 MB, which a gateway beside a Triton needs not
+
     engines = LocalEngines(settings.model_repository, specs, cache=settings.cache / "openvino")
     async with _loaded(engines, settings, specs):
         yield engines

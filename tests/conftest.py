@@ -1,10 +1,12 @@
 """What several test folders need: the default engines, a valid request, and a real service over the real Triton."""
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,17 +48,18 @@ class RunningService:
     process: subprocess.Popen[bytes]
     log: Path
 
-    def wait_until(self, status: int, seconds: float) -> None:
-        """Follow the service's own health until it reports `status`."""
+    def wait_until_serving(self, seconds: float) -> None:
+        """Ask for its health until it serves. Raises `AssertionError` with its log when it ends or stays away."""
+        end = time.monotonic() + seconds
         with grpc.insecure_channel(self.address, options=(("grpc.max_reconnect_backoff_ms", 200),)) as channel:
-            reports = health_pb2_grpc.HealthStub(channel).Watch(
-                health_pb2.HealthCheckRequest(), timeout=seconds, wait_for_ready=True
-            )
-            for report in reports:
-                if report.status == status:
-                    reports.cancel()
-                    return
-        raise AssertionError(f"the health stream ended before status {status}; {self.log.read_text()}")
+            health = health_pb2_grpc.HealthStub(channel)
+            while time.monotonic() < end and self.process.poll() is None:
+                with contextlib.suppress(grpc.RpcError):
+                    reply = health.Check(health_pb2.HealthCheckRequest(), timeout=1)
+                    if reply.status == health_pb2.HealthCheckResponse.SERVING:
+                        return
+                time.sleep(0.1)  # a server that is not there yet has no event to wait for
+        raise AssertionError(f"the service does not serve: {self.log.read_text()}")
 
 
 def start_service(folder: Path, **settings: str) -> RunningService:
@@ -75,7 +78,7 @@ def start_service(folder: Path, **settings: str) -> RunningService:
     with log.open("ab") as output:
         process = subprocess.Popen([sys.executable, "-m", "server"], env=environment, cwd=folder, stderr=output)
     service = RunningService(address, process, log)
-    service.wait_until(health_pb2.HealthCheckResponse.SERVING, START_SECONDS)
+    service.wait_until_serving(START_SECONDS)
     return service
 
 

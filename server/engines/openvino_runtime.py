@@ -4,13 +4,17 @@ Knows nothing of Triton or of specs. Importing it costs openvino (0.2 s, 24 MB),
 in-process engines.
 """
 
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import openvino
+
+# Its import reports to the vendor over the network, from a forked process, unless this module cannot be imported.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+import openvino  # noqa: E402
 
 # the config parameter `precision` -> OpenVINO's name. What a CPU without bf16 instructions does with bf16 is fp32.
 PRECISIONS: Mapping[str, str] = {"float32": "f32", "bfloat16": "bf16"}

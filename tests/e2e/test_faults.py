@@ -11,13 +11,12 @@ from pathlib import Path
 import grpc
 import pytest
 from conftest import RunningService, start_service, stop_service
-from grpc_health.v1 import health_pb2
 from mediagen.client import Client, MediagenError
 from mediagen.v1 import image_pb2 as pb
 from mediagen.v1 import image_pb2_grpc
 
-SERVING = health_pb2.HealthCheckResponse.SERVING
 LONG = pb.GenerateRequest(engine="sd15", prompt="a red house", steps=200, width=384, height=704)
+FIVE = pb.GenerateRequest(engine="sd15", prompt="a red house", steps=5, width=384, height=704)
 SHORT = pb.GenerateRequest(engine="sd15", prompt="a red house", steps=1, width=384, height=704)
 
 
@@ -101,11 +100,8 @@ def test_a_cancelled_call_gives_its_place_back_before_its_next_step(service: Run
 
     # 200 steps of the cancelled call take many times longer than this on any machine
     with Client(service.address) as client:
-        step = client.generate(LONG_ENOUGH).timings.denoising_ms / 1e3 / LONG_ENOUGH.steps
+        step = client.generate(FIVE).timings.denoising_ms / 1e3 / FIVE.steps
     assert asyncio.run(cancel_then_call()) < 100 * step
-
-
-LONG_ENOUGH = pb.GenerateRequest(engine="sd15", prompt="a red house", steps=5, width=384, height=704)
 
 
 def test_sigterm_lets_a_running_call_end_and_refuses_new_ones(own_service: RunningService) -> None:
@@ -150,7 +146,7 @@ def test_more_requests_than_permits_are_refused_with_a_retry_hint(tmp_path: Path
 def test_a_service_that_cannot_start_says_why_in_one_sentence(
     tmp_path: Path, settings: dict[str, str], sentence: str
 ) -> None:
-    with pytest.raises(grpc.RpcError):
+    with pytest.raises(AssertionError):
         start_service(tmp_path, **settings)
     assert sentence in (tmp_path / "service.log").read_text()
 

@@ -88,7 +88,11 @@ def test_a_stream_tells_accepted_progress_pictures_and_summary_in_this_order(cli
     assert kinds[-1] == "summary"
     assert kinds.count("image") == 2
     for index in range(2):
-        steps = [event.progress.evaluation for event in events if event.HasField("progress") and event.progress.index == index]
+        steps = [
+            event.progress.evaluation
+            for event in events
+            if event.HasField("progress") and event.progress.index == index
+        ]
         assert steps == [1, 2]
     assert {event.image.seed for event in events if event.HasField("image")} == {SEED, SEED + 1}
     assert list(events[0].accepted.effective.seeds) == [SEED, SEED + 1]
@@ -188,7 +192,9 @@ def test_a_caller_gets_its_own_request_id_back(channel: grpc.Channel) -> None:
 def test_health_and_reflection_answer_on_the_same_port(channel: grpc.Channel) -> None:
     health = health_pb2_grpc.HealthStub(channel)
     for name in ("", "mediagen.v1.ImageService"):
-        assert health.Check(health_pb2.HealthCheckRequest(service=name)).status == health_pb2.HealthCheckResponse.SERVING
+        assert (
+            health.Check(health_pb2.HealthCheckRequest(service=name)).status == health_pb2.HealthCheckResponse.SERVING
+        )
     stub = reflection_pb2_grpc.ServerReflectionStub(channel)
     (answer,) = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
     names = {listed.name for listed in answer.list_services_response.service}
