@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         title = recipe.TITLE if given.title is None else given.title
         card = recipe.card(checkpoint, name, title, given.prediction_type)
         rows = export(recipe, checkpoint, card, given.out, progress)
-    except ExportError as error:
+    except (ExportError, OSError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 1
     progress(f"written to {given.out}")

@@ -30,21 +30,27 @@ _LARGEST_CONSTANT = 1 << 16  # elements; a causal mask of 77x77 fits, a weight w
 
 
 def trace(recipe: EngineRecipe, module: torch.nn.Module, example: Mapping[str, Array]) -> ir.Model:
-    """The graph of a wrapped module, cleaned up, its weights still graph inputs after the engine's own."""
+    """The graph of a wrapped module, cleaned up, its weights still graph inputs after the engine's own.
+
+    `example` has the recipe's traced lengths. Raises `ExportError` when torch cannot follow the module.
+    """
     inputs, outputs = recipe.spec.inputs, recipe.spec.outputs
-    with _quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            module,
-            tuple(torch.from_numpy(example[port.name]) for port in inputs),
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-            opset_version=OPSET,
-            input_names=[port.name for port in inputs],
-            output_names=[port.name for port in outputs],
-            dynamic_shapes=_dynamic_shapes(recipe),
-            custom_translation_table={torch.ops.aten.scaled_dot_product_attention.default: _attention},
-        )
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                module,
+                tuple(torch.from_numpy(example[port.name]) for port in inputs),
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=[port.name for port in inputs],
+                output_names=[port.name for port in outputs],
+                dynamic_shapes=_dynamic_shapes(recipe),
+                custom_translation_table={torch.ops.aten.scaled_dot_product_attention.default: _attention},
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise ExportError(f"torch cannot trace {recipe.spec.name}: {error}") from error
     assert program is not None
     model: ir.Model = program.model
     state = module.state_dict()  # without buffers that are not stored, such as position ids

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from safetensors.numpy import save_file
 
@@ -69,24 +69,19 @@ def _export_engine(
     write_weights(component, checkpoint, engine.component, version / WEIGHTS)
     progress(f"{engine.spec.name}: graph")
     module = engine.wrap(component)
-    model = graphs.trace(engine, module, _examples(engine, "traced"))
+    model = graphs.trace(engine, module, examples(engine, engine.traced, _SEED))
     onnx = graphs.attach_weights(model, WEIGHTS, stored_tensors(version / WEIGHTS))
     version.joinpath("model.onnx").write_bytes(onnx)
     text = config_pbtxt.render(engine.spec, "openvino", {"precision": "float32"})
     version.parent.joinpath("config.pbtxt").write_text(text)
     progress(f"{engine.spec.name}: comparison with torch")
-    golden = _examples(engine, "golden")
+    golden = examples(engine, engine.golden, _SEED)
     tensors = {f"input.{name}": tensor for name, tensor in golden.items()}
     tensors |= {f"output.{name}": tensor for name, tensor in parity.reference(engine, module, golden).items()}
     save_file({name: tensor.copy() for name, tensor in tensors.items()}, version / "golden.safetensors")
     version.joinpath("golden.safetensors").chmod(0o644)
-    checked = _examples(engine, "checked")
+    checked = examples(engine, engine.checked, _SEED)
     return parity.compare(engine, version / "model.onnx", checked, parity.reference(engine, module, checked))
-
-
-def _examples(engine: EngineRecipe, use: str) -> dict[str, Any]:
-    """`use` is one of the lengths an `Axis` has."""
-    return examples(engine, {name: getattr(axis, use) for name, axis in engine.axes.items()}, _SEED)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import torch
 
 from server.engines.port import Array, DType, Port, Spec
 
+Lengths = Mapping[str, int]  # of the free axes, by name
 Draw = Callable[[np.random.RandomState, tuple[int, ...]], Array]  # an example tensor of a shape
 
 
@@ -17,9 +18,6 @@ class Axis:
 
     multiple: int  # every length is a multiple of this
     most: int
-    traced: int  # the length at which torch is traced; never 1, which the tracer would take for fixed
-    checked: int  # the length at which the engine is compared with torch; another one
-    golden: int  # the length in golden.safetensors; a small one
 
 
 @dataclass(frozen=True)
@@ -34,10 +32,13 @@ class EngineRecipe:
     component: str  # a folder of the checkpoint
     wrap: Callable[[torch.nn.Module], torch.nn.Module]
     axes: Mapping[str, Axis]  # by the spec's names of free axes
+    traced: Lengths  # the size at which torch is traced; no length is 1, which the tracer would take for fixed
+    checked: Lengths  # the size at which the engine is compared with torch; another one
+    golden: Lengths  # the size in golden.safetensors; a small one
     draws: Mapping[str, Draw]  # by input name
 
 
-def examples(recipe: EngineRecipe, lengths: Mapping[str, int], seed: int) -> dict[str, Array]:
+def examples(recipe: EngineRecipe, lengths: Lengths, seed: int) -> dict[str, Array]:
     """Inputs of the given axis lengths, the same for the same seed everywhere."""
     random = np.random.RandomState(seed)
     return {
@@ -55,7 +56,7 @@ def uniform(end: int, dtype: DType) -> Draw:
     return lambda random, shape: (random.random_sample(shape) * end).astype(dtype)
 
 
-def _shape(port: Port, lengths: Mapping[str, int]) -> tuple[int, ...]:
+def _shape(port: Port, lengths: Lengths) -> tuple[int, ...]:
     return tuple(lengths[length] if isinstance(length, str) else length for length in port.shape)
 
 

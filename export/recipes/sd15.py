@@ -20,13 +20,16 @@ FAMILY = "sd15"
 TITLE = "Stable Diffusion 1.5"
 COMPONENTS: Mapping[str, type] = {"text_encoder": CLIPTextModel, "unet": UNet2DConditionModel, "vae": AutoencoderKL}
 
-_ROWS = Axis(multiple=1, most=sd15.MAX_ROWS, traced=2, checked=3, golden=2)
-# Latent pixels. The largest picture is 1536x1024; the UNet halves three times.
+_ROWS = Axis(multiple=1, most=sd15.MAX_ROWS)
+_LATENT = Axis(multiple=8, most=192)  # the largest picture is 1536x1024; the UNet halves three times
+_TOKENS = Axis(multiple=1, most=16 * sd15.TOKENS)
+
 # Not 8 by 8 to begin with: OpenVINO 2026.4.1 computes wrongly, and goes on to, when the first picture it ever sees has
 # one attention token at the bottom. No supported size does.
-_HEIGHT = Axis(multiple=8, most=192, traced=24, checked=40, golden=16)
-_WIDTH = Axis(multiple=8, most=192, traced=32, checked=16, golden=8)
-_TOKENS = Axis(multiple=1, most=16 * sd15.TOKENS, traced=2 * sd15.TOKENS, checked=sd15.TOKENS, golden=sd15.TOKENS)
+_TRACED = {"rows": 2, "height": 24, "width": 32, "tokens": 2 * sd15.TOKENS}
+_CHECKED = {"rows": 3, "height": 40, "width": 16, "tokens": sd15.TOKENS}
+_GOLDEN = {"rows": 2, "height": 16, "width": 8, "tokens": sd15.TOKENS}
+_ONE = {"rows": 1}  # the VAE takes one picture a call, but is traced with two so that the axis stays free
 
 
 class _TextEncoder(torch.nn.Module):
@@ -76,25 +79,29 @@ def recipes(checkpoint: Checkpoint, card: Card) -> tuple[EngineRecipe, ...]:
             component="text_encoder",
             wrap=_TextEncoder,
             axes={"rows": _ROWS},
+            traced=_TRACED,
+            checked=_CHECKED,
+            golden=_GOLDEN,
             draws={"input_ids": uniform(vocabulary, "int64")},
         ),
         EngineRecipe(
             spec=unet,
             component="unet",
             wrap=_UNet,
-            axes={"rows": _ROWS, "height": _HEIGHT, "width": _WIDTH, "tokens": _TOKENS},
+            axes={"rows": _ROWS, "height": _LATENT, "width": _LATENT, "tokens": _TOKENS},
+            traced=_TRACED,
+            checked=_CHECKED,
+            golden=_GOLDEN,
             draws={"sample": normal, "timestep": uniform(1000, "float32"), "encoder_hidden_states": normal},
         ),
         EngineRecipe(
             spec=vae_decoder,
             component="vae",
             wrap=_VaeDecoder,
-            # One picture a call, but traced with two so that the axis stays free.
-            axes={
-                "rows": Axis(multiple=1, most=sd15.MAX_ROWS, traced=2, checked=1, golden=1),
-                "height": _HEIGHT,
-                "width": _WIDTH,
-            },
+            axes={"rows": _ROWS, "height": _LATENT, "width": _LATENT},
+            traced=_TRACED,
+            checked=_CHECKED | _ONE,
+            golden=_GOLDEN | _ONE,
             draws={"latents": normal},
         ),
     )
