@@ -10,7 +10,6 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 from mediagen.v1 import asset_pb2_grpc, engine_pb2_grpc, image_pb2_grpc
 
 from server.admission import Admission
@@ -23,6 +22,7 @@ from server.rpc.asset_service import AssetService
 from server.rpc.engine_service import EngineService
 from server.rpc.image_service import ImageService
 from server.rpc.interceptor import CallInterceptor
+from server.rpc.reflection import enable as enable_reflection
 from server.scheduler import StepScheduler
 from server.settings import EMBEDDED, NONE, Settings
 
@@ -65,7 +65,7 @@ async def service(settings: Settings) -> AsyncIterator[int]:
         engine_pb2_grpc.add_EngineServiceServicer_to_server(EngineService(catalog, engines), server)
         asset_pb2_grpc.add_AssetServiceServicer_to_server(AssetService(), server)
         health_pb2_grpc.add_HealthServicer_to_server(status, server)
-        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        enable_reflection((*SERVICES, health.SERVICE_NAME), server)
         await server.start()
         stack.push_async_callback(server.stop, settings.grace_seconds)
         watcher = asyncio.create_task(_watch_health(status, engines, frozenset(spec.name for spec in specs)))
