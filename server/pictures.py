@@ -17,6 +17,7 @@ from PIL import Image as PillowImage
 from server.engines.port import Array
 
 JPEG_QUALITY = 90
+_COMMENT_BYTES = 65_533  # of one segment: its length field has 16 bits and counts itself
 _FILTER_UP = 2
 
 
@@ -48,10 +49,14 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def _jpeg(pixels: Array, parameters: str) -> bytes:
-    """The text in the comment segment."""
+    """The text in comment segments, as many as it takes, behind the JFIF header."""
     file = BytesIO()
-    PillowImage.fromarray(pixels).save(file, "JPEG", quality=JPEG_QUALITY, comment=parameters.encode())
-    return file.getvalue()
+    PillowImage.fromarray(pixels).save(file, "JPEG", quality=JPEG_QUALITY)
+    data, text = file.getvalue(), parameters.encode()
+    header = 4 + struct.unpack(">H", data[4:6])[0]  # start marker, then APP0 with its length
+    parts = (text[first : first + _COMMENT_BYTES] for first in range(0, len(text), _COMMENT_BYTES))
+    comments = (b"\xff\xfe" + struct.pack(">H", 2 + len(part)) + part for part in parts)
+    return data[:header] + b"".join(comments) + data[header:]
 
 
 _PNG_LEVEL = 1  # of ISA-L: 0 to 3

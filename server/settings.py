@@ -62,7 +62,8 @@ def _positive(environment: Mapping[str, str], name: str, default: int) -> int:
 
 def _log_level(environment: Mapping[str, str]) -> str:
     levels = ("DEBUG", "INFO", "WARNING", "ERROR")
-    value = environment.get("MEDIAGEN_LOG_LEVEL", "INFO").upper()
+    given = environment.get("MEDIAGEN_LOG_LEVEL", "INFO")
+    value = given.upper()
     if value not in levels:
-        raise SettingsError(f"MEDIAGEN_LOG_LEVEL is {value!r}; allowed are {', '.join(levels)}")
+        raise SettingsError(f"MEDIAGEN_LOG_LEVEL is {given!r}; allowed are {', '.join(levels)}")
     return value

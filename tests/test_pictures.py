@@ -37,3 +37,11 @@ def test_a_jpeg_is_close_and_carries_the_parameters() -> None:
     assert image.format == "JPEG"
     assert np.abs(np.asarray(image).astype(int) - original).mean() < 4
     assert image.info["comment"].decode() == PARAMETERS
+
+
+def test_a_text_longer_than_a_jpeg_segment_is_kept_whole() -> None:
+    longest = "".join(chr(0x1F300 + index % 700) for index in range(20_000))  # two prompts of four-byte characters
+    file = JPEG.encode(pixels(64, 64), longest)
+    with Image.open(BytesIO(file)) as image:
+        image.load()
+        assert b"".join(data for marker, data in image.applist if marker == "COM").decode() == longest

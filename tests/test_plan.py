@@ -214,7 +214,9 @@ def test_changing_any_field_changes_the_plan_or_is_refused_by_name(catalog: Cata
     _change(request, pb.GenerateRequest.DESCRIPTOR.fields_by_name[name])
     try:
         after = plan(request, catalog)
-    except InvalidRequest as refused:
-        assert name in {violation.field for violation in refused.violations}
+    except InvalidRequest as error:
+        refused = {violation.field for violation in error.violations}
     else:
+        refused = set()
         assert (after != before) != (name in ALWAYS_NO_OPS)
+    assert refused <= {name}

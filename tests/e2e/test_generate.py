@@ -209,3 +209,24 @@ def test_the_gateway_stays_small_and_without_torch(client: Client, service: Runn
     maps = (process / "maps").read_text()
     assert "torch" not in maps
     assert "openvino" not in maps  # it computes nothing itself
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "\0",
+        " ",
+        "\U0001f600" * 10_000,
+        "\u3000" * 10_000,
+        "(((:1.5))) \\(",
+        "a" * 10_000,
+        "\ud7ff\ue000\uffff",
+        "<|endoftext|>",
+    ],
+    ids=ascii,
+)
+@pytest.mark.parametrize("encoding", [pb.IMAGE_ENCODING_JPEG, pb.IMAGE_ENCODING_PNG])
+def test_any_text_of_the_allowed_length_is_drawn(client: Client, prompt: str, encoding: pb.ImageEncoding) -> None:
+    request = small(prompt=prompt, negative_prompt=prompt, steps=1, cfg_scale=2.0)
+    request.image_encoding = encoding
+    assert pixels(client.generate(request).images[0]).shape == (704, 384, 3)

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from diffusers import StableDiffusionPipeline
 from safetensors.numpy import load
 

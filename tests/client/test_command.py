@@ -1,0 +1,72 @@
+"""The `mediagen` command against the running service, as a person uses it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from mediagen.command import app
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+QUICK = ("--steps", "1", "--size", "384x704", "--cfg-scale", "1")
+
+
+@pytest.fixture
+def mediagen(service_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(app, [*arguments, "--address", service_address])
+
+    return run
+
+
+def test_generate_writes_the_picture_and_says_where_and_with_which_seed(mediagen, tmp_path: Path) -> None:
+    result = mediagen("generate", "a red house", "-o", "new/house.png", "--seed", "5", "--sampler", "k_euler", *QUICK)
+    assert result.exit_code == 0, result.stderr
+    assert "new/house.png  seed 5" in result.stderr
+    assert "denoising" in result.stderr
+    with Image.open(tmp_path / "new" / "house.png") as picture:
+        assert picture.size == (384, 704)
+
+
+def test_several_pictures_are_numbered_and_json_tells_all(mediagen, tmp_path: Path) -> None:
+    result = mediagen("generate", "a house", "-o", "p.jpg", "-n", "2", "--seed", "7", "--seed", "9", "--json", *QUICK)
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert [(image["file"], image["seed"]) for image in report["images"]] == [("p-0.jpg", 7), ("p-1.jpg", 9)]
+    assert report["effective"]["sampler"] == "SAMPLER_DDIM"
+    assert report["milliseconds"]["total"] > 0
+    assert all((tmp_path / f"p-{index}.jpg").read_bytes().startswith(b"\xff\xd8") for index in range(2))
+
+
+def test_a_refused_request_names_every_field_and_writes_nothing(mediagen, tmp_path: Path) -> None:
+    result = mediagen("generate", "a house", "--steps", "201", "--size", "500x500", "-o", "p.png")
+    assert result.exit_code == 1
+    assert "steps" in result.stderr
+    assert "1..200" in result.stderr
+    assert "512x512" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [(("-o", "p.gif"), ".png"), (("--size", "big"), "512x512"), (("--sampler", "MAGIC"), "DDIM")],
+)
+def test_a_wrong_option_says_what_is_right(mediagen, arguments: tuple[str, str], hint: str) -> None:
+    result = mediagen("generate", "a house", *arguments)
+    assert result.exit_code == 2
+    assert hint in result.stderr
+
+
+def test_engines_lists_names_sizes_and_samplers(mediagen) -> None:
+    result = mediagen("engines", "--json")
+    (engine,) = json.loads(result.stdout)
+    assert (engine["name"], engine["state"]) == ("sd15", "ENGINE_STATE_READY")
+    assert "sd15" in mediagen("engines").stdout
+
+
+def test_no_service_is_one_sentence() -> None:
+    result = CliRunner().invoke(app, ["engines", "--address", "127.0.0.1:1"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("UNAVAILABLE")
