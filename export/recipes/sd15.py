@@ -15,6 +15,7 @@ from export.checkpoint import Checkpoint
 from export.recipes import Axis, EngineRecipe, normal, uniform
 from server.families import sd15
 from server.families.card import Card, Scheduler
+from server.levels import noise_schedule
 
 FAMILY = "sd15"
 TITLE = "Stable Diffusion 1.5"
@@ -158,7 +159,7 @@ def _scheduler(checkpoint: Checkpoint, prediction_type: str | None) -> Scheduler
         raise ExportError(f"--prediction-type is {prediction_type!r} but the checkpoint's scheduler says {said!r}")
     wanted: dict[str, tuple[object, ...]] = {
         "trained_betas": (None,),
-        "beta_schedule": ("linear", "scaled_linear"),
+        "clip_sample": (None, False),
         "rescale_betas_zero_snr": (None, False),
     }
     for field, allowed in wanted.items():
@@ -167,15 +168,18 @@ def _scheduler(checkpoint: Checkpoint, prediction_type: str | None) -> Scheduler
                 f"{checkpoint.path('scheduler/scheduler_config.json')}: {field} is {config[field]!r}, this version "
                 f"knows {' or '.join(repr(value) for value in allowed)}"
             )
-    kind = said if prediction_type is None else prediction_type
-    if kind not in ("epsilon", "v_prediction"):
-        raise ExportError(f"prediction_type is {kind!r}, must be 'epsilon' or 'v_prediction'")
-    return Scheduler(
+    scheduler = Scheduler(
         num_train_timesteps=int(config["num_train_timesteps"]),
         beta_start=float(config["beta_start"]),
         beta_end=float(config["beta_end"]),
         beta_schedule=config["beta_schedule"],
-        prediction_type=kind,
+        prediction_type=str(said if prediction_type is None else prediction_type),
         steps_offset=int(config["steps_offset"]),
         set_alpha_to_one=bool(config["set_alpha_to_one"]),
+        timestep_spacing=config.get("timestep_spacing"),
     )
+    try:
+        noise_schedule(scheduler)
+    except ValueError as error:
+        raise ExportError(f"{checkpoint.path('scheduler/scheduler_config.json')}: {error}") from error
+    return scheduler

@@ -105,9 +105,11 @@ def test_what_the_unet_predicts_is_not_guessed(changed: Callable[..., Checkpoint
 @pytest.mark.parametrize(
     ("file", "fields", "reason"),
     [
-        (SCHEDULER, {"prediction_type": "sample"}, "must be 'epsilon' or 'v_prediction'"),
+        (SCHEDULER, {"prediction_type": "sample"}, "prediction_type 'sample'; built are: epsilon, v_prediction"),
         (SCHEDULER, {"trained_betas": [0.1]}, "trained_betas"),
-        (SCHEDULER, {"beta_schedule": "squaredcos_cap_v2"}, "beta_schedule is 'squaredcos_cap_v2'"),
+        (SCHEDULER, {"timestep_spacing": "trailing"}, "timestep_spacing 'trailing'"),
+        (SCHEDULER, {"clip_sample": True}, "clip_sample is True"),
+        (SCHEDULER, {"beta_schedule": "squaredcos_cap_v2"}, "beta_schedule 'squaredcos_cap_v2'"),
         (SCHEDULER, {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
         (SCHEDULER, {"beta_end": "absent"}, "lacks 'beta_end'"),
         ("unet/config.json", {"in_channels": 9}, "unet in_channels is 9, must be 4"),
