@@ -47,7 +47,7 @@ clean: ## remove the environment and everything generated
 	rm -rf $(VENV) out .cache build *.egg-info
 
 $(VENV)/created:
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { echo "mediagen needs Python 3.11 to 3.13; name one: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || { echo "mediagen needs Python 3.11 or 3.12; name one: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -m venv $(VENV) && touch $@
 
 $(VENV)/serve: pyproject.toml | $(VENV)/created
