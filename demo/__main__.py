@@ -1,4 +1,4 @@
-"""`python -m demo`: makes the default checkpoint, step by step. Reads arguments only; each step's file does the work."""
+"""`python -m demo`: makes the default checkpoint, step by step. Arguments only; the work is in each step's file."""
 
 import argparse
 from pathlib import Path
@@ -78,8 +78,12 @@ def _sheet(work: Path, options: argparse.Namespace) -> None:
 
 def main() -> None:
     """Parses the arguments and runs one step."""
-    parser = argparse.ArgumentParser(prog="python -m demo", description="Make and judge the default SD 1.5-shaped checkpoint.")
-    parser.add_argument("--work", type=Path, default=Path(".cache/demo"), help="data and training states (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="python -m demo", description="Make and judge the default SD 1.5-shaped checkpoint."
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path(".cache/demo"), help="data and training states (default: %(default)s)"
+    )
     steps = parser.add_subparsers(required=True, metavar="step")
     checkpoint = Path(__file__).parent / "checkpoints" / "sd15"
 
@@ -93,12 +97,16 @@ def main() -> None:
     step.add_argument("--minutes", type=float, default=10)
     step.add_argument("--seed", type=int, default=0)
     step.set_defaults(run=_text)
-    step = steps.add_parser("latents", help="draw and encode scenes; needs the autoencoder; may run while the UNet trains")
+    step = steps.add_parser(
+        "latents", help="draw and encode scenes; needs the autoencoder; may run while the UNet trains"
+    )
     step.add_argument("sizes", nargs="+", help="such as 256x256")
     step.add_argument("--count", type=int, default=10000, help="scenes of each size (default: %(default)s)")
     step.add_argument("--seed", type=int, default=1)
     step.set_defaults(run=_latents)
-    step = steps.add_parser("unet", help="train the UNet; resumes; `torchrun --nproc-per-node 2 -m demo unet` for two cores")
+    step = steps.add_parser(
+        "unet", help="train the UNet; resumes; `torchrun --nproc-per-node 2 -m demo unet` for two cores"
+    )
     step.add_argument("--minutes", type=float, default=95)
     step.add_argument("--rate", type=float, default=2e-3)
     step.add_argument("--large-from", type=float, default=0.5, help="share of the time from which 512 px is trained")

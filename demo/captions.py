@@ -44,7 +44,12 @@ AT_TIME: dict[str, tuple[str, ...]] = {
     "night": ("at night", "at night", "under a night sky", "in the dark", "at midnight"),
     "dawn": ("at dawn", "at sunrise", "in the early morning", "in the morning", "under a pink sky"),
 }
-SHORT_TIME = {"day": ("day", "daylight"), "sunset": ("sunset", "evening"), "night": ("night",), "dawn": ("dawn", "sunrise")}
+SHORT_TIME = {
+    "day": ("day", "daylight"),
+    "sunset": ("sunset", "evening"),
+    "night": ("night",),
+    "dawn": ("dawn", "sunrise"),
+}
 SHORT_PLACE = {
     "meadow": ("meadow", "green hills", "field", "grass"),
     "sea": ("sea", "ocean", "beach"),
@@ -119,7 +124,12 @@ def _extras(scene: Scene, rng: random.Random) -> list[str]:
     words = []
     if scene.sun and (not low_sun or rng.random() < 0.25):
         words.append(rng.choice(SUN))
-    for there, choices in ((scene.moon, MOON), (scene.stars, STARS), (scene.clouds, CLOUDS), (scene.mountains, MOUNTAINS)):
+    for there, choices in (
+        (scene.moon, MOON),
+        (scene.stars, STARS),
+        (scene.clouds, CLOUDS),
+        (scene.mountains, MOUNTAINS),
+    ):
         if there:
             words.append(rng.choice(choices))
     rng.shuffle(words)
@@ -158,7 +168,9 @@ def _sentence(scene: Scene, rng: random.Random) -> str:
             place = ""
         words = rng.choice((f"{words} {place}", f"{words} {place}", f"{words}, {place}" if place else words)).strip()
     if time:
-        words = rng.choice((f"{words} {time}", f"{words} {time}", f"{words}, {time}", f"{time}, {words}", f"{time} {words}"))
+        words = rng.choice(
+            (f"{words} {time}", f"{words} {time}", f"{words}, {time}", f"{time}, {words}", f"{time} {words}")
+        )
     if extras:
         named = ", ".join(extras[:-1]) + (" and " if len(extras) > 1 else "") + extras[-1]
         words += rng.choice((" with ", ", ", " and ")) + named

@@ -1,4 +1,4 @@
-"""Does a picture show its scene? Judged without a model: of all scenes that differ in one fact, the said one is nearest.
+"""Does a picture show its scene? No model judges: of all scenes that differ in one fact, the said one is nearest.
 
 For each fact the said scene and its alternatives are drawn, and the picture is compared with all of them there, and
 only there, where they tell it. Small shifts of place are forgiven. A picture passes as a whole if all facts hold.
@@ -108,7 +108,8 @@ def examine(picture: np.ndarray, scene: Scene) -> Facts:
         return min(scenes, key=lambda each: float(np.abs(_strip(_drawn(each, picture), top, bottom) - seen).sum()))
 
     times = [
-        replace(scene, time=time, sun=time in ("sunset", "dawn"), moon=False, stars=False, clouds=False) for time in TIMES
+        replace(scene, time=time, sun=time in ("sunset", "dawn"), moon=False, stars=False, clouds=False)
+        for time in TIMES
     ]
     places = [replace(scene, place=place) for place in PLACES]
     things = [_thing_holds(small, picture, scene, thing) for thing in scene.things]

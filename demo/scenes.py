@@ -218,9 +218,7 @@ def _windmill(pen: Pen, x: float, y: float, h: float, colour: Colour) -> None:
     for blade in range(4):
         cos, sin = math.cos(math.pi / 4 + blade * math.pi / 2), math.sin(math.pi / 4 + blade * math.pi / 2)
         corners = ((0.02, -0.07), (0.42, -0.07), (0.42, 0.07), (0.02, 0.07))
-        pen.polygon(
-            [(x + (cos * u - sin * v) * h, y - h * 0.62 + (sin * u + cos * v) * h) for u, v in corners], colour
-        )
+        pen.polygon([(x + (cos * u - sin * v) * h, y - h * 0.62 + (sin * u + cos * v) * h) for u, v in corners], colour)
     pen.circle(x, y - h * 0.62, h * 0.04, DARK)
 
 
@@ -362,10 +360,15 @@ def _sky(canvas: skia.Canvas, pen: Pen, scene: Scene, width: int, height: int, r
             x = width * index / peaks + unit * rng.uniform(-0.015, 0.015)
             tall = unit * (0.3 if index % 2 == 0 else 0.22)
             wide = unit * 0.26
-            pen.polygon([(x - wide, horizon + unit * 0.03), (x, horizon - tall), (x + wide, horizon + unit * 0.03)], rock)
+            pen.polygon(
+                [(x - wide, horizon + unit * 0.03), (x, horizon - tall), (x + wide, horizon + unit * 0.03)], rock
+            )
             slope = wide / (tall + unit * 0.03)
             cap = tall * 0.3
-            pen.polygon([(x - cap * slope, horizon - tall + cap), (x, horizon - tall), (x + cap * slope, horizon - tall + cap)], (244, 246, 252))  # noqa: E501
+            pen.polygon(
+                [(x - cap * slope, horizon - tall + cap), (x, horizon - tall), (x + cap * slope, horizon - tall + cap)],
+                (244, 246, 252),
+            )
 
 
 def _ground(pen: Pen, scene: Scene, width: int, height: int, rng: random.Random) -> None:

@@ -25,7 +25,7 @@ TILE = 256
 
 def load(checkpoint: Path) -> StableDiffusionPipeline:
     """The checkpoint in float32 with the sampler that judging uses: DPM-Solver++ 2M with Karras levels."""
-    pipeline = StableDiffusionPipeline.from_pretrained(checkpoint, torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(checkpoint, dtype=torch.float32)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config, use_karras_sigmas=True)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -105,7 +105,10 @@ def train(tokenizer_folder: Path, folder: Path, minutes: float, seed: int) -> No
         kept += loss.item()
         if step % 200 == 0:
             each, every = accuracy(text, head, tokenizer, 256)
-            print(f"{done * minutes:.1f}m step {step} loss {kept / 200:.3f} answers {each:.4f} scenes {every:.3f}", flush=True)
+            print(
+                f"{done * minutes:.1f}m step {step} loss {kept / 200:.3f} answers {each:.4f} scenes {every:.3f}",
+                flush=True,
+            )
             kept = 0.0
     each, every = accuracy(text, head, tokenizer, 2000)
     print(f"2000 unseen captions: answers {each:.4f}, whole scenes {every:.4f}", flush=True)

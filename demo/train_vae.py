@@ -212,7 +212,10 @@ def train(folder: Path, minutes: float, seed: int) -> None:
     _as_block_average(vae)
     average = copy.deepcopy(vae).eval()
     optimizer, crops = _optimizer(vae), _Crops(seed)
-    print(f"{sum(p.numel() for p in vae.parameters()) / 1e6:.2f}M parameters; start {psnr(vae, 512, 4):.2f} dB", flush=True)
+    print(
+        f"{sum(p.numel() for p in vae.parameters()) / 1e6:.2f}M parameters; start {psnr(vae, 512, 4):.2f} dB",
+        flush=True,
+    )
     start, step, kept = time.monotonic(), 0, 0.0
     while (done := (time.monotonic() - start) / 60 / minutes) < 1:
         rate = LEARNING_RATE * min(1.0, (step + 1) / 100) * (0.5 * (1 + math.cos(math.pi * done)) * 0.95 + 0.05)
@@ -234,7 +237,10 @@ def train(folder: Path, minutes: float, seed: int) -> None:
                 slow.lerp_(fast, 1 - min(0.998, (1 + step) / (20 + step)))
         if step % 500 == 0:
             crop_db = 10 * math.log10(4 * 500 / kept)
-            print(f"{done * minutes:.1f}m step {step} crops {crop_db:.2f} dB, whole {psnr(average, 512, 6):.2f} dB", flush=True)
+            print(
+                f"{done * minutes:.1f}m step {step} crops {crop_db:.2f} dB, whole {psnr(average, 512, 6):.2f} dB",
+                flush=True,
+            )
             kept = 0.0
     whiten(average, sample_latents(average, 96))
     rest = sample_latents(average, 8)
