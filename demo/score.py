@@ -34,5 +34,8 @@ def run(checkpoint: Path, count: int, width: int, height: int, steps: int, guida
         facts.append(examine(np.asarray(picture), scene))
     result = summary(facts)
     each = (time.monotonic() - start) / count
-    print(f"{count} prompts, {width}x{height}, {steps} steps, guidance {guidance}: {result} ({each:.1f} s a picture)", flush=True)
+    print(
+        f"{count} prompts, {width}x{height}, {steps} steps, guidance {guidance}: {result} ({each:.1f} s a picture)",
+        flush=True,
+    )
     return result
