@@ -30,7 +30,9 @@ async def _ask(
     stub: reflection_pb2_grpc.ServerReflectionStub, request: pb.ServerReflectionRequest
 ) -> pb.ServerReflectionResponse:
     call = stub.ServerReflectionInfo(iter([request]), timeout=10)
-    return await anext(aiter(call))
+    reply: pb.ServerReflectionResponse = await anext(aiter(call))
+    call.cancel()
+    return reply
 
 
 async def test_the_services_are_listed(stub: reflection_pb2_grpc.ServerReflectionStub) -> None:
