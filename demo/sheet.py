@@ -4,7 +4,10 @@ from pathlib import Path
 
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers.models.attention_processor import Attention
 from PIL import Image, ImageDraw
+
+from demo.train_unet import Nothing
 
 PROMPTS = (
     "a red house and a sailboat at sunset",
@@ -24,8 +27,14 @@ TILE = 256
 
 
 def load(checkpoint: Path) -> StableDiffusionPipeline:
-    """The checkpoint in float32 with the sampler that judging uses: DPM-Solver++ 2M with Karras levels."""
+    """The checkpoint in float32 with the sampler that judging uses: DPM-Solver++ 2M with Karras levels.
+
+    Attention whose output weights are all zero is left out: the same picture in less than half the time.
+    """
     pipeline = StableDiffusionPipeline.from_pretrained(checkpoint, dtype=torch.float32)
+    for module in pipeline.unet.modules():
+        if isinstance(module, Attention) and not module.to_out[0].weight.any() and not module.to_out[0].bias.any():
+            module.set_processor(Nothing())
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config, use_karras_sigmas=True)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -71,7 +71,7 @@ def new() -> UNet2DConditionModel:
     return unet
 
 
-class _Nothing:
+class Nothing:
     """An attention whose output is zero."""
 
     def __call__(
@@ -118,7 +118,7 @@ def lighten(unet: UNet2DConditionModel) -> None:
             nn.init.zeros_(block.attn1.to_out[0].weight)
             nn.init.zeros_(block.attn1.to_out[0].bias)
             block.attn1.requires_grad_(False)
-            block.attn1.set_processor(_Nothing())
+            block.attn1.set_processor(Nothing())
 
 
 def alphas() -> Tensor:
