@@ -13,7 +13,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 def scheduler() -> PNDMScheduler:
     """SD 1.5's own scheduler, for a model that predicts v."""
-    return PNDMScheduler(
+    pndm = PNDMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
         beta_end=0.012,
@@ -23,6 +23,9 @@ def scheduler() -> PNDMScheduler:
         steps_offset=1,
         prediction_type="v_prediction",
     )
+    # not PNDM's own, but in SD 1.5's file too: other schedulers made from this configuration read it
+    pndm.register_to_config(clip_sample=False)
+    return pndm
 
 
 def pipeline(
