@@ -107,9 +107,9 @@ def main() -> None:
     step = steps.add_parser(
         "unet", help="train the UNet; resumes; `torchrun --nproc-per-node 2 -m demo unet` for two cores"
     )
-    step.add_argument("--minutes", type=float, default=95)
+    step.add_argument("--minutes", type=float, default=100)
     step.add_argument("--rate", type=float, default=2e-3)
-    step.add_argument("--large-from", type=float, default=0.5, help="share of the time from which 512 px is trained")
+    step.add_argument("--large-from", type=float, default=0.25, help="share of the time from which 512 px is trained")
     step.set_defaults(run=_unet)
     step = steps.add_parser("assemble", help="write the checkpoint's folder from the parts")
     step.add_argument("--out", type=Path, default=checkpoint)
