@@ -84,6 +84,8 @@ class Plan:
     engine: Engine
     prompt: str
     negative_prompt: str
+    prompt_ids: tuple[int, ...]  # 77 token ids
+    negative_prompt_ids: tuple[int, ...]  # 77 token ids
     guidance_scale: float
     size: Size
     seeds: tuple[int, ...]  # one a picture
@@ -110,8 +112,7 @@ def plan(request: pb.GenerateRequest, catalog: Catalog) -> Plan:
     if engine is None:
         given = f"no engine {request.engine!r}" if request.engine else "which engine?"
         violations.append(Violation("engine", f"{given}; this service has {', '.join(sorted(catalog))}"))
-    else:
-        violations += _unserved(request, engine)
+    violations += _unserved(request, engine)
     violations += _texts(request)
     size, wrong = _size(request, engine)
     violations += wrong
@@ -124,17 +125,25 @@ def plan(request: pb.GenerateRequest, catalog: Catalog) -> Plan:
         violations.append(Violation("image_encoding", f"{request.image_encoding} is none of JPEG and PNG"))
     if violations or engine is None:
         raise InvalidRequest(tuple(violations))
+    prompt, negative_prompt = (engine.tokenizer.tokens(text) for text in (request.prompt, request.negative_prompt))
+    cuts = {"prompt": prompt.cut, "negative_prompt": negative_prompt.cut}
     return Plan(
         engine=engine,
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
+        prompt_ids=prompt.ids,
+        negative_prompt_ids=negative_prompt.ids,
         guidance_scale=_given(request, "cfg_scale", 12.0),
         size=size,
         seeds=seeds,
         sampler=sampler,
         steps=_given(request, "steps", 30),
         encoding=_ENCODINGS[request.image_encoding],
-        notices=tuple(_cuts(request, engine)),
+        notices=tuple(
+            f"{field} is longer than {engine.card.name} reads (77 tokens); not used was: {cut!r}"
+            for field, cut in cuts.items()
+            if cut
+        ),
     )
 
 
@@ -143,12 +152,12 @@ def _given(request: pb.GenerateRequest, field: str, default: Number) -> Number:
     return value
 
 
-def _unserved(request: pb.GenerateRequest, engine: Engine) -> Iterator[Violation]:
-    """Fields that ask for what the engine does not have, or for what this version does not do yet."""
+def _unserved(request: pb.GenerateRequest, engine: Engine | None) -> Iterator[Violation]:
+    """Fields that ask for what the engine does not have, or for what this version does not do on any."""
     for field, value in request.ListFields():
         if field.name in _READ or _asks_nothing(field, value):
             continue
-        if field.name in engine.family.refuses:
+        if engine is not None and field.name in engine.family.refuses:
             yield Violation(field.name, f"{engine.card.name} does not have it; leave it out")
         else:
             yield Violation(field.name, "not available in this version; leave it out")
@@ -192,7 +201,8 @@ def _size(request: pb.GenerateRequest, engine: Engine | None) -> tuple[Size, lis
     fields = [field for field in ("width", "height") if request.HasField(field)]
     nearest = f"; the nearest is {nearest_size(size, family.sizes)}" if min(size) > 0 else ""
     sizes = ", ".join(map(str, family.sizes))
-    return size, [Violation(fields[0], f"{size} is not a size of {engine.card.name}{nearest}; allowed are {sizes}")]
+    description = f"{size} is not a size of {engine.card.name}{nearest}; allowed are {sizes}"
+    return size, [Violation(field, description) for field in fields]
 
 
 def nearest_size(size: Size, sizes: tuple[Size, ...]) -> Size:
@@ -235,10 +245,3 @@ def _sampler(request: pb.GenerateRequest) -> tuple[Sampler, list[Violation]]:
     return default, [
         Violation("sampler", f"{name} is not available in this version; allowed are {', '.join(SAMPLERS)}")
     ]
-
-
-def _cuts(request: pb.GenerateRequest, engine: Engine) -> Iterator[str]:
-    for field in ("prompt", "negative_prompt"):
-        cut = engine.tokenizer.cut(getattr(request, field))
-        if cut:
-            yield f"{field} is longer than {engine.card.name} reads (77 tokens); not used was: {cut!r}"

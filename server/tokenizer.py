@@ -1,8 +1,17 @@
 """Text to the token ids of one CLIP chunk. Knows nothing of engines or prompts' meaning."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A text as the text encoder reads it."""
+
+    ids: tuple[int, ...]  # 77: start, the text's, end, padding
+    cut: str  # the end of the text that does not fit into them, empty where all of it does
 
 
 class ClipTokenizer:
@@ -15,14 +24,8 @@ class ClipTokenizer:
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"{path} is not a tokenizer: {error}; export the checkpoint again") from error
 
-    def ids(self, text: str) -> list[int]:
-        """77 token ids. What does not fit is cut; `cut` tells what."""
-        return list(self._tokenizer.encode(text).ids)
-
-    def cut(self, text: str) -> str:
-        """The end of `text` that does not fit into 77 tokens, empty where all of it does."""
+    def tokens(self, text: str) -> Tokens:
+        """The text's first 77 tokens, and what they leave out. 10,000 emojis take some 40 ms: ask once a text."""
         encoding = self._tokenizer.encode(text)
-        if not encoding.overflowing:
-            return ""
-        kept = max(end for _, end in encoding.offsets)
-        return text[kept:].strip()
+        kept = max(end for _, end in encoding.offsets) if encoding.overflowing else len(text)
+        return Tokens(tuple(encoding.ids), text[kept:].strip())

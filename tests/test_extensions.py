@@ -41,8 +41,8 @@ def engines(card):
 
 async def condition(plan, engine, run):
     words, net = engines(engine.card)
-    texts = (plan.negative_prompt, plan.prompt) if plan.guided else (plan.prompt,)
-    ids = np.array([engine.tokenizer.ids(text) for text in texts], np.int64)
+    texts = (plan.negative_prompt_ids, plan.prompt_ids) if plan.guided else (plan.prompt_ids,)
+    ids = np.array(texts, np.int64)
     return Conditioning(net, await run(words, {"ids": ids}))
 
 

@@ -86,6 +86,11 @@ def test_every_violation_is_told_at_once(catalog: Catalog) -> None:
     }  # fmt: skip
 
 
+def test_an_unknown_engine_hides_nothing_else(catalog: Catalog) -> None:
+    wrong = pb.GenerateRequest(engine="sd16", prompt="x", steps=0, vae="x", loras={"neon": 1.0}, prompt_2="x")
+    assert violations_of(wrong, catalog).keys() == {"engine", "steps", "vae", "loras", "prompt_2"}
+
+
 def test_all_sizes_of_the_family_are_allowed_and_no_others(
     catalog: Catalog, request_message: pb.GenerateRequest
 ) -> None:
@@ -95,7 +100,7 @@ def test_all_sizes_of_the_family_are_allowed_and_no_others(
         assert plan(request_message, catalog).size == size
         request_message.width += 64
         if (request_message.width, request_message.height) not in FAMILY.sizes:
-            assert violations_of(request_message, catalog).keys() == {"width"}
+            assert violations_of(request_message, catalog).keys() == {"width", "height"}
 
 
 def test_one_side_alone_is_paired_with_the_default_of_the_other(
@@ -137,7 +142,17 @@ def test_what_an_overlong_prompt_loses_is_told(catalog: Catalog, request_message
     request_message.prompt = "a red house " * 25 + "and a lighthouse"
     notices = plan(request_message, catalog).notices
     assert len(notices) == 1
+    assert notices[0].startswith("prompt is longer")
     assert "and a lighthouse" in notices[0]
+
+
+def test_both_texts_are_in_the_plan_as_tokens(catalog: Catalog, request_message: pb.GenerateRequest) -> None:
+    request_message.negative_prompt = "a tree"
+    made = plan(request_message, catalog)
+    tokenizer = made.engine.tokenizer
+    assert made.prompt_ids == tokenizer.tokens("a red house").ids
+    assert made.negative_prompt_ids == tokenizer.tokens("a tree").ids
+    assert made.prompt_ids != made.negative_prompt_ids
 
 
 NO_OPS: dict[str, Any] = {

@@ -56,8 +56,8 @@ def engines(card: Card) -> tuple[Spec, Spec, Spec]:
 async def condition(plan: Plan, engine: Engine, run: Run) -> Conditioning:
     """Text states of the negative and the positive prompt; the negative one only where guidance uses it."""
     text_encoder, unet, _ = engines(engine.card)
-    texts = (plan.negative_prompt, plan.prompt) if plan.guided else (plan.prompt,)
-    input_ids = np.array([engine.tokenizer.ids(text) for text in texts], np.int64)  # rows 77
+    texts = (plan.negative_prompt_ids, plan.prompt_ids) if plan.guided else (plan.prompt_ids,)
+    input_ids = np.array(texts, np.int64)  # rows 77
     states = (await run(text_encoder, {"input_ids": input_ids}))["hidden_states"]  # rows 77 width
     return Conditioning(unet, {"encoder_hidden_states": states})
 

@@ -42,7 +42,7 @@ def test_a_rendered_repository_holds_everything_that_its_readme_says(rendered: P
 def test_the_gateway_reads_the_card_and_the_tokenizer(rendered: Path, checkpoint: Checkpoint) -> None:
     catalog = read_catalog(rendered)
     assert catalog["tiny"].card == sd15.card(checkpoint, "tiny", "a tiny one", None)
-    assert len(catalog["tiny"].tokenizer.ids("the red sun")) == 77
+    assert len(catalog["tiny"].tokenizer.tokens("the red sun").ids) == 77
 
 
 async def test_every_engine_gives_its_golden_tensors(rendered: Path, checkpoint: Checkpoint) -> None:
