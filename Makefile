@@ -3,6 +3,7 @@ PYTHON ?= python3
 PROMPT ?= a red house and a sailboat at sunset
 OUT    ?= out/picture.png
 VENV   := .venv
+export PROMPT OUT # the shell reads them as variables: any quote or backtick in them is only text
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 
@@ -12,7 +13,7 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t14
 
 run: $(VENV)/serve ## one picture from a fresh clone: PROMPT="..." OUT=picture.png
-	@$(BIN)/mediagen generate "$(PROMPT)" --start-service -o "$(OUT)"
+	@$(BIN)/mediagen generate --start-service -o "$$OUT" -- "$$PROMPT"
 
 serve: $(VENV)/serve ## the service, until Ctrl-C, on MEDIAGEN_GRPC_ADDRESS (default 127.0.0.1:50051)
 	@$(BIN)/mediagen serve

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -14,14 +15,16 @@ from google.protobuf.json_format import MessageToDict
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from mediagen.client import DEFAULT_ADDRESS, Client, MediagenError
-from mediagen.local_service import ServiceFailed, local_service
+from mediagen.local_service import ServiceFailed, local_service, require_service
 from mediagen.v1 import image_pb2 as pb
 from mediagen.v1.engine_pb2 import EngineState
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-people = Console(stderr=True, highlight=False)  # standard output is for programs
+# Standard output is for programs. What is told may hold brackets and colons of a prompt: no markup is read from it.
+people = Console(stderr=True, highlight=False, markup=False, emoji=False)
 _SUFFIXES = {".png": pb.IMAGE_ENCODING_PNG, ".jpg": pb.IMAGE_ENCODING_JPEG, ".jpeg": pb.IMAGE_ENCODING_JPEG}
 _SAMPLERS = tuple(name.removeprefix("SAMPLER_") for name, number in pb.Sampler.items() if number)
 _PHASES = ("queue", "conditioning", "denoising", "decoding", "encoding", "total")
@@ -40,7 +43,7 @@ def generate(
     cfg_scale: Annotated[float | None, typer.Option(help="guidance scale, above 0 to 50 [default: 12]")] = None,
     sampler: Annotated[str | None, typer.Option(help=f"one of {', '.join(_SAMPLERS)} [default: DDIM]")] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT, see `mediagen engines` [default: its own]")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="once for all pictures, or once a picture")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="0 to 4294967295, once for all or once a picture")] = None,
     num_images: Annotated[int | None, typer.Option("--num-images", "-n", help="pictures, 1 to 16 [default: 1]")] = None,
     timeout: Annotated[float | None, typer.Option(help="seconds for the whole call")] = None,
     address: Address = DEFAULT_ADDRESS,
@@ -50,23 +53,33 @@ def generate(
     """Draw pictures. Several get their number in the file name: picture-0.png, picture-1.png."""
     if output.suffix.lower() not in _SUFFIXES:
         raise typer.BadParameter(f"{output} must end in {', '.join(_SUFFIXES)}", param_hint="--output")
-    request = pb.GenerateRequest(engine=engine, prompt=prompt, image_encoding=_SUFFIXES[output.suffix.lower()])
-    optional = {"negative_prompt": negative_prompt, "steps": steps, "cfg_scale": cfg_scale, "num_images": num_images}
-    for field, value in optional.items():
-        if value is not None:
-            setattr(request, field, value)
+    request = pb.GenerateRequest(image_encoding=_SUFFIXES[output.suffix.lower()])
+    _set(request, "engine", engine, "--engine")
+    _set(request, "prompt", prompt, "PROMPT")
+    if negative_prompt is not None:
+        _set(request, "negative_prompt", negative_prompt, "--negative-prompt")
+    if steps is not None:
+        _set(request, "steps", steps, "--steps")
+    if cfg_scale is not None:
+        request.cfg_scale = cfg_scale
+    if num_images is not None:
+        _set(request, "num_images", num_images, "--num-images")
     if sampler is not None:
         request.sampler = _sampler(sampler)
     if size is not None:
         request.width, request.height = _size(size)
-    _seed(request, seed or [])
+    if seed is not None and len(seed) == 1:
+        _set(request, "seed", seed[0], "--seed")
+    else:
+        for value in seed or ():
+            _set(request.seeds.add(), "value", value, "--seed")
     with _errors(), _service(address) if start_service else nullcontext(), Client(address) as client:
         report = _draw(client, request, output, timeout)
     if as_json:
         print(json.dumps(report, ensure_ascii=False))  # noqa: T201
         return
     for notice in report["notices"]:
-        people.print(f"[yellow]note:[/] {notice}", soft_wrap=True)
+        people.print(Text.assemble(("note:", "yellow"), f" {notice}"), soft_wrap=True)
     for image in report["images"]:
         people.print(f"{image['file']}  seed {image['seed']}", soft_wrap=True)
     milliseconds = report["milliseconds"]
@@ -92,12 +105,14 @@ def engines(address: Address = DEFAULT_ADDRESS, as_json: AsJson = False) -> None
             " ".join(pb.Sampler.Name(sampler).removeprefix("SAMPLER_") for sampler in engine.samplers),
             engine.title,
         )
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
 
 
 @app.command()
 def serve() -> None:
     """Run the service until Ctrl-C. Settings come from MEDIAGEN_* variables."""
+    with _errors():
+        require_service()
     os.execv(sys.executable, [sys.executable, "-m", "server"])
 
 
@@ -107,7 +122,8 @@ def _draw(client: Client, request: pb.GenerateRequest, output: Path, timeout: fl
     report: dict[str, Any] = {"images": [], "notices": [], "milliseconds": {}}
     count = request.num_images if request.HasField("num_images") else 1
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=people, transient=True) as progress:
+    # A file or a pipe gets no bar: Progress would end it with an empty line.
+    with Progress(*columns, console=people, transient=True, disable=not people.is_interactive) as progress:
         task = progress.add_task("waiting", total=None)
         done = 0
         for response in client.stream(request, timeout):
@@ -147,23 +163,27 @@ def _sampler(name: str) -> pb.Sampler:
 
 
 def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
+    sides = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text.lower())
+    if sides is None:
         raise typer.BadParameter(f"{text} must look like 512x512", param_hint="--size")
-    return int(width), int(height)
+    return int(sides[1]), int(sides[2])
 
 
-def _seed(request: pb.GenerateRequest, seeds: list[int]) -> None:
-    if len(seeds) == 1:
-        request.seed = seeds[0]
-    else:
-        request.seeds.extend(pb.Seed(value=seed) for seed in seeds)
+def _set(message: pb.GenerateRequest | pb.Seed, field: str, value: str | int, option: str) -> None:
+    """Set a field. The service says what it allows; here fails only what a message cannot carry."""
+    try:
+        setattr(message, field, value)
+    except UnicodeEncodeError as error:
+        raise typer.BadParameter(f"{value!r} is not UTF-8 text", param_hint=option) from error
+    except ValueError as error:
+        reason = f"{value} is out of range; `mediagen generate --help` has the bounds"
+        raise typer.BadParameter(reason, param_hint=option) from error
 
 
 @contextmanager
 def _service(address: str) -> Iterator[None]:
     with ExitStack() as stack:
-        with people.status(f"starting a service on {address}"):
+        with people.status(Text(f"starting a service on {address}")):
             stack.enter_context(local_service(address))
         yield
 
@@ -176,10 +196,10 @@ def _errors() -> Iterator[None]:
     except (MediagenError, ServiceFailed, OSError) as error:
         violations = error.violations if isinstance(error, MediagenError) else ()
         for field, description in violations:
-            people.print(f"[red]{field}[/]: {description}", soft_wrap=True)
+            people.print(Text.assemble((field, "red"), f": {description}"), soft_wrap=True)
         if not violations:
             code = f"{error.code.name}: " if isinstance(error, MediagenError) else ""
-            people.print(f"[red]{code}[/]{error}", soft_wrap=True)
+            people.print(Text.assemble((code, "red"), str(error)), soft_wrap=True)
         raise typer.Exit(1) from error
 
 
