@@ -134,7 +134,9 @@ def test_every_violation_comes_back_by_field(client: Client) -> None:
     with pytest.raises(MediagenError) as refused:
         client.generate(small(steps=201, cfg_scale=float("nan"), width=7, loras={"neon": 1.0}, prompt="x" * 10_001))
     assert refused.value.code == grpc.StatusCode.INVALID_ARGUMENT
-    assert {field for field, _ in refused.value.violations} == {"steps", "cfg_scale", "width", "loras", "prompt"}
+    assert {field for field, _ in refused.value.violations} == {
+        "steps", "cfg_scale", "width", "height", "loras", "prompt",
+    }  # fmt: skip
 
 
 def test_a_stream_names_its_fields_by_their_path(client: Client, channel: grpc.Channel) -> None:
