@@ -89,7 +89,7 @@ async def _picture(
 
 
 def parameters(plan: Plan, seed: int) -> str:
-    """What a picture's file says of how it was made, as JSON in the names of a request."""
+    """What a picture's file says of how it was made, as the JSON of the `GenerateRequest` that makes it again."""
     return json.dumps(
         {
             "engine": plan.engine.card.name,
@@ -97,10 +97,11 @@ def parameters(plan: Plan, seed: int) -> str:
             "negative_prompt": plan.negative_prompt,
             "cfg_scale": plan.guidance_scale,
             "steps": plan.steps,
-            "sampler": plan.sampler.name,
+            "sampler": f"SAMPLER_{plan.sampler.name}",
             "width": plan.size.width,
             "height": plan.size.height,
             "seed": seed,
+            "image_encoding": f"IMAGE_ENCODING_{plan.encoding.name}",
         },
         ensure_ascii=False,
     )

@@ -1,5 +1,6 @@
-"""What several test folders need: the default engines, a valid request, and a real service over the real Triton."""
+"""What several test folders need: the default engines, real and in a test's hand; a request; a real service."""
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -12,14 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
+from engines.fake import FakeEngines
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from mediagen.v1 import image_pb2 as pb
 
 from server.catalog import Catalog, read_catalog
+from server.engines.port import Spec
+from server.scheduler import StepScheduler
 
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 90  # of a service on a busy machine that compiles its networks for the first time
+HANG_SECONDS = 20  # after which something that ought to happen in milliseconds is taken for hanging
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +44,59 @@ def catalog(repository: Path) -> Catalog:
 def request_message() -> pb.GenerateRequest:
     """The smallest request that is served."""
     return pb.GenerateRequest(engine="sd15", prompt="a red house")
+
+
+@pytest.fixture
+async def fake_engines(catalog: Catalog) -> FakeEngines:
+    """The default engines, loaded, with zeros for an answer."""
+    card = catalog["sd15"].card
+    text_encoder, unet, vae_decoder = catalog["sd15"].specs
+
+    def pixels(latents: np.ndarray) -> np.ndarray:
+        rows, _, height, width = latents.shape
+        return np.zeros((rows, height * card.pixels_per_latent, width * card.pixels_per_latent, 3), np.uint8)
+
+    fake = FakeEngines(
+        catalog["sd15"].specs,
+        {
+            text_encoder.name: lambda inputs: {
+                "hidden_states": np.zeros((*inputs["input_ids"].shape, card.text_width), np.float32)
+            },
+            unet.name: lambda inputs: {"prediction": np.zeros_like(inputs["sample"])},
+            vae_decoder.name: lambda inputs: {"pixels": pixels(inputs["latents"])},
+        },
+    )
+    for spec in catalog["sd15"].specs:
+        await fake.load(spec.name)
+    return fake
+
+
+async def hold_a_step(engines: FakeEngines, unet: Spec) -> None:
+    """Returns when a denoising step is under way that does not end before `engines.go` is set."""
+    async with asyncio.timeout(HANG_SECONDS):
+        while not engines.calls or engines.calls[-1][0] != unet.name:
+            engines.began.clear()
+            await engines.began.wait()
+        engines.go.clear()
+        engines.began.clear()
+        await engines.began.wait()
+
+
+async def steps_after_release(engines: FakeEngines, scheduler: StepScheduler, unet: Spec) -> int:
+    """How many steps begin once the held one may end, besides three of our own: whoever went on had a turn between."""
+    begun = len(engines.calls)
+    engines.go.set()
+    channels, states = unet.inputs[0].shape[1], unet.inputs[2].shape[2]
+    ours = {
+        "sample": np.zeros((1, channels, 1, 1), np.float32),  # nobody else's size
+        "timestep": np.zeros(1, np.float32),
+        "encoder_hidden_states": np.zeros((1, 77, states), np.float32),
+    }
+    async with asyncio.timeout(HANG_SECONDS):
+        for _ in range(3):
+            await scheduler.run(unet, ours)
+    assert len(engines.calls) >= begun + 3
+    return len(engines.calls) - begun - 3
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
         begin = time.perf_counter()
         what = plan(request, self._catalog)
         with self._admission.permit():
+            admitted = time.perf_counter()
             pictures: list[Picture] = []
             milliseconds: dict[str, float] = {}
             async with aclosing(generate(what, self._run)) as events:
@@ -41,7 +42,7 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
             request_id=request_id.get(),
             images=[_image(what, picture) for picture in sorted(pictures, key=lambda picture: picture.index)],
             effective=effective(what),
-            timings=_timings(milliseconds, begin),
+            timings=_timings(milliseconds, begin, admitted),
             notices=what.notices,
         )
 
@@ -51,11 +52,12 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
         begin = time.perf_counter()
         what = _stream_plan(request, self._catalog)
         with self._admission.permit():
+            admitted = time.perf_counter()
             accepted = pb.Accepted(request_id=request_id.get(), effective=effective(what), notices=what.notices)
             yield pb.GenerateStreamResponse(accepted=accepted)
             async with aclosing(generate(what, self._run)) as events:
                 async for event in events:
-                    yield _stream_event(what, event, begin)
+                    yield _stream_event(what, event, begin, admitted)
 
     async def GenerateBatch(
         self, requests: AsyncIterator[pb.GenerateBatchRequest], context: Context
@@ -100,7 +102,9 @@ def _stream_plan(request: pb.GenerateStreamRequest, catalog: Catalog) -> Plan:
     return what
 
 
-def _stream_event(what: Plan, event: Evaluated | Picture | Finished, begin: float) -> pb.GenerateStreamResponse:
+def _stream_event(
+    what: Plan, event: Evaluated | Picture | Finished, begin: float, admitted: float
+) -> pb.GenerateStreamResponse:
     match event:
         case Evaluated():
             progress = pb.Progress(index=event.index, evaluation=event.evaluation, evaluations=what.evaluations)
@@ -108,7 +112,7 @@ def _stream_event(what: Plan, event: Evaluated | Picture | Finished, begin: floa
         case Picture():
             return pb.GenerateStreamResponse(image=_image(what, event))
         case Finished():
-            return pb.GenerateStreamResponse(summary=pb.Summary(timings=_timings(event.milliseconds, begin)))
+            return pb.GenerateStreamResponse(summary=pb.Summary(timings=_timings(event.milliseconds, begin, admitted)))
 
 
 def _image(what: Plan, picture: Picture) -> pb.Image:
@@ -123,8 +127,10 @@ def _image(what: Plan, picture: Picture) -> pb.Image:
     )
 
 
-def _timings(milliseconds: dict[str, float], begin: float) -> pb.Timings:
+def _timings(milliseconds: dict[str, float], begin: float, admitted: float) -> pb.Timings:
+    """Of a call that came at `begin`, was `admitted` (both by `perf_counter`), and is over."""
     return pb.Timings(
+        queue_ms=(admitted - begin) * 1e3,
         conditioning_ms=milliseconds["conditioning"],
         denoising_ms=milliseconds["denoising"],
         decoding_ms=milliseconds["decoding"],

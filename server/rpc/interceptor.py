@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from contextvars import ContextVar
 from typing import Any, NoReturn, TypeAlias
 
@@ -59,13 +60,13 @@ def _unary(behaviour: Callable[[Any, Context], Awaitable[Message]]) -> Callable[
 
 
 def _streaming(
-    behaviour: Callable[[Any, Context], AsyncIterator[Message]],
-) -> Callable[[Any, Context], AsyncIterator[Message]]:
-    async def call(request: Any, context: Context) -> AsyncIterator[Message]:
+    behaviour: Callable[[Any, Context], AsyncGenerator[Message, None]],
+) -> Callable[[Any, Context], AsyncGenerator[Message, None]]:
+    async def call(request: Any, context: Context) -> AsyncGenerator[Message, None]:
         _begin(context)
         try:
-            async with asyncio.timeout(context.time_remaining()):
-                async for message in behaviour(request, context):
+            async with asyncio.timeout(context.time_remaining()), aclosing(behaviour(request, context)) as messages:
+                async for message in messages:
                     yield message
         except Exception as error:
             await _abort(context, error)

@@ -1,0 +1,51 @@
+"""ImageService behind the interceptor on a real port, over engines that a test holds and lets go."""
+
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+import grpc
+import pytest
+from engines.fake import FakeEngines
+from mediagen.v1 import image_pb2_grpc
+
+from server.admission import Admission
+from server.catalog import Catalog
+from server.engines.port import Spec
+from server.rpc.image_service import ImageService
+from server.rpc.interceptor import CallInterceptor
+from server.scheduler import StepScheduler
+
+
+async def status_of(call: grpc.aio.UnaryUnaryCall | grpc.aio.UnaryStreamCall) -> grpc.StatusCode:
+    """How a call ends; a stream tells only after it has been read."""
+    if isinstance(call, grpc.aio.UnaryStreamCall):
+        with suppress(grpc.RpcError):
+            async for _ in call:
+                pass
+    return await call.code()
+
+
+@dataclass(frozen=True)
+class Served:
+    """The service and what is behind it."""
+
+    stub: image_pb2_grpc.ImageServiceStub
+    engines: FakeEngines
+    scheduler: StepScheduler
+    admission: Admission
+    unet: Spec
+
+
+@pytest.fixture
+async def served(catalog: Catalog, fake_engines: FakeEngines) -> AsyncIterator[Served]:
+    """Two permits."""
+    scheduler, admission = StepScheduler(fake_engines), Admission(2)
+    server = grpc.aio.server(interceptors=(CallInterceptor(),))
+    image_pb2_grpc.add_ImageServiceServicer_to_server(ImageService(catalog, scheduler.run, admission), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = image_pb2_grpc.ImageServiceStub(channel)
+        yield Served(stub, fake_engines, scheduler, admission, catalog["sd15"].specs[1])
+    await server.stop(None)

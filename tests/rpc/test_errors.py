@@ -1,0 +1,65 @@
+"""Every fault has its code, its reason and what a caller can do about it."""
+
+import grpc
+import pytest
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+
+from server.admission import Overloaded
+from server.engines.port import EngineFault, EngineInputError, EngineOverloaded, EngineTimeout, EngineUnavailable
+from server.plan import InvalidRequest, Violation
+from server.rpc.errors import NotBuilt, fault_of, trailers
+
+Code = grpc.StatusCode
+
+
+def retry(nanoseconds: int) -> Message:
+    """How long to wait."""
+    info = error_details_pb2.RetryInfo()
+    info.retry_delay.FromNanoseconds(nanoseconds)
+    return info
+
+
+def bad_request(**violations: str) -> Message:
+    """What to change."""
+    fields = error_details_pb2.BadRequest.FieldViolation
+    return error_details_pb2.BadRequest(
+        field_violations=[fields(field=field, description=text) for field, text in violations.items()]
+    )
+
+
+INVALID = InvalidRequest((Violation("steps", "0 is not in 1..200"), Violation("prompt", "empty")))
+TOLD = [
+    (INVALID, Code.INVALID_ARGUMENT, "INVALID_REQUEST", bad_request(steps="0 is not in 1..200", prompt="empty")),
+    (Overloaded(3, 2.5), Code.RESOURCE_EXHAUSTED, "OVERLOADED", retry(2_500_000_000)),
+    (EngineOverloaded("full"), Code.RESOURCE_EXHAUSTED, "ENGINE_OVERLOADED", retry(1_000_000_000)),
+    (EngineUnavailable("gone"), Code.UNAVAILABLE, "ENGINE_UNAVAILABLE", retry(2_000_000_000)),
+    (EngineTimeout("late"), Code.DEADLINE_EXCEEDED, "ENGINE_TIMEOUT", None),
+    (TimeoutError(), Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", None),
+    (NotBuilt("later"), Code.UNIMPLEMENTED, "NOT_BUILT", None),
+]
+
+
+@pytest.mark.parametrize(("error", "code", "reason", "detail"), TOLD, ids=lambda value: type(value).__name__)
+def test_a_fault_is_told_by_code_reason_and_detail(
+    error: Exception, code: Code, reason: str, detail: Message | None
+) -> None:
+    fault = fault_of(error)
+    assert fault is not None
+    assert (fault.code, fault.reason) == (code, reason)
+    assert fault.message == (str(error) or "the call's deadline has passed")
+    status = status_pb2.Status.FromString(dict(trailers(fault))["grpc-status-details-bin"])
+    assert (status.code, status.message) == (code.value[0], fault.message)
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    assert (info.reason, info.domain) == (reason, "mediagen")
+    assert len(status.details) == (1 if detail is None else 2)
+    if detail is not None:
+        told = type(detail)()
+        assert status.details[1].Unpack(told)
+        assert told == detail
+
+
+@pytest.mark.parametrize("bug", [EngineFault("boom"), EngineInputError("x is missing"), KeyError("x"), ValueError("x")])
+def test_what_no_caller_can_help_is_a_bug(bug: Exception) -> None:
+    assert fault_of(bug) is None
