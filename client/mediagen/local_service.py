@@ -40,7 +40,7 @@ def local_service(address: str) -> Iterator[None]:
             f"cannot start a service on {address}: something answers there already; call it without --start-service, "
             "or name a free port with --address"
         )
-    with _signals_end_the_block(), tempfile.TemporaryFile("w+") as log:
+    with signals_end_the_block(), tempfile.TemporaryFile("w+") as log:
         environment = {**os.environ, "MEDIAGEN_GRPC_ADDRESS": address}
         process = subprocess.Popen(
             [sys.executable, "-m", "server"], env=environment, stderr=log, start_new_session=True
@@ -58,7 +58,7 @@ def local_service(address: str) -> Iterator[None]:
 
 
 @contextmanager
-def _signals_end_the_block() -> Iterator[None]:
+def signals_end_the_block() -> Iterator[None]:
     """SIGTERM and a closed terminal raise `SystemExit` in the block, so that what it started is stopped.
 
     The service is in a session of its own and hears neither. A signal that is ignored (nohup) stays ignored.
