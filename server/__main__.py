@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import sys
+from contextlib import suppress
 
 from server.app import AddressTaken, service
 from server.engines.port import EngineFault
@@ -26,10 +27,23 @@ def main() -> int:
 
 
 async def _run(settings: Settings) -> None:
-    stop = asyncio.Event()
+    """Until a signal: a start that is under way then is given up, a service that runs drains."""
+    started, stop = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    serving = asyncio.create_task(_serve(settings, started, stop))
+    asked = asyncio.create_task(stop.wait())
+    await asyncio.wait((serving, asked), return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    if not started.is_set():
+        serving.cancel()
+    with suppress(asyncio.CancelledError):
+        await serving
+
+
+async def _serve(settings: Settings, started: asyncio.Event, stop: asyncio.Event) -> None:
     async with service(settings) as port:
+        started.set()
         log.info("mediagen listens on %s (port %d)", settings.grpc_address, port)
         await stop.wait()
 

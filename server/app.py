@@ -14,7 +14,7 @@ from mediagen.v1 import asset_pb2_grpc, engine_pb2_grpc, image_pb2_grpc
 
 from server.admission import Admission
 from server.catalog import read_catalog
-from server.engines import golden
+from server.engines.kept import KeptEngines
 from server.engines.port import Engines, Spec
 from server.engines.supervisor import EmbeddedTriton
 from server.engines.triton import TritonEngines
@@ -59,7 +59,9 @@ async def service(settings: Settings) -> AsyncIterator[int]:
         )
         port = _listen(server, settings.grpc_address)
         home = _HOMES.get(settings.triton, _remote)
-        engines = await stack.enter_async_context(home(settings, specs))
+        engines = KeptEngines(await stack.enter_async_context(home(settings, specs)), settings.model_repository, specs)
+        stack.push_async_callback(engines.close)
+        await asyncio.gather(*(engines.load(spec.name) for spec in specs))
         image_service = ImageService(catalog, StepScheduler(engines).run, Admission(settings.max_requests))
         image_pb2_grpc.add_ImageServiceServicer_to_server(image_service, server)
         engine_pb2_grpc.add_EngineServiceServicer_to_server(EngineService(catalog, engines), server)
@@ -87,15 +89,7 @@ def _listen(server: grpc.aio.Server, address: str) -> int:
 async def _embedded(settings: Settings, specs: Sequence[Spec]) -> AsyncIterator[Engines]:
     """A Triton of our own, started, watched and stopped here."""
     async with EmbeddedTriton(settings.model_repository, settings.cache / "triton") as triton:
-        engines = TritonEngines(triton.address, specs)
-
-        async def reload() -> None:
-            await engines.restore()
-            await golden.check(engines, settings.model_repository, specs)
-
-        triton.on_restart(reload)
-        async with _loaded(engines, settings, specs):
-            yield engines
+        yield TritonEngines(triton.address, specs)
 
 
 @asynccontextmanager
@@ -103,44 +97,33 @@ async def _in_process(settings: Settings, specs: Sequence[Spec]) -> AsyncIterato
     """Engines in this process, for platforms without the Triton wheel."""
     from server.engines.local import LocalEngines  # brings OpenVINO, 60 MB, which a gateway beside a Triton needs not
 
-    engines = LocalEngines(settings.model_repository, specs, cache=settings.cache / "openvino")
-    async with _loaded(engines, settings, specs):
-        yield engines
+    yield LocalEngines(settings.model_repository, specs, cache=settings.cache / "openvino")
 
 
 @asynccontextmanager
 async def _remote(settings: Settings, specs: Sequence[Spec]) -> AsyncIterator[Engines]:
     """A Triton that somebody else runs, over the same model repository."""
-    engines = TritonEngines(settings.triton, specs)
-    async with _loaded(engines, settings, specs):
-        yield engines
+    yield TritonEngines(settings.triton, specs)
 
 
 _Home = Callable[[Settings, Sequence[Spec]], AbstractAsyncContextManager[Engines]]
 _HOMES: Mapping[str, _Home] = {EMBEDDED: _embedded, NONE: _in_process}
 
 
-@asynccontextmanager
-async def _loaded(engines: Engines, settings: Settings, specs: Sequence[Spec]) -> AsyncIterator[None]:
-    """Every engine loaded and proved by its golden tensors; closed at the end."""
-    try:
-        await asyncio.gather(*(engines.load(spec.name) for spec in specs))
-        await golden.check(engines, settings.model_repository, specs)
-        yield
-    finally:
-        await engines.close()
-
-
 async def _watch_health(status: health.aio.HealthServicer, engines: Engines, wanted: frozenset[str]) -> None:
     serving = False
     while True:
-        now = wanted.issubset(await engines.ready())
-        if now != serving:
-            serving = now
-            log.log(
-                logging.INFO if serving else logging.ERROR, "serving" if serving else "not serving: engines are away"
-            )
-            await _set_health(status, serving=serving)
+        try:
+            now = wanted.issubset(await engines.ready())
+            if now != serving:
+                await _set_health(status, serving=now)
+                serving = now
+                log.log(
+                    logging.INFO if serving else logging.ERROR,
+                    "serving" if serving else "not serving: engines are away",
+                )
+        except Exception:  # health that nobody watches any more would stay as it was for ever
+            log.exception("the engines' state is not known")
         await asyncio.sleep(HEALTH_SECONDS)
 
 

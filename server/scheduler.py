@@ -16,6 +16,9 @@ from server.engines.port import Array, Engines, Spec, Tensors
 
 Outputs = Mapping[str, Array]
 
+# An engine that takes longer hangs: a row of the largest size takes seconds on two cores.
+ROW_SECONDS = 60.0
+
 
 @dataclass(frozen=True, eq=False)
 class _Execution:
@@ -39,8 +42,10 @@ class _Lane:
 class StepScheduler:
     """Runs executions for many requests at once."""
 
-    def __init__(self, engines: Engines) -> None:
+    def __init__(self, engines: Engines, row_seconds: float = ROW_SECONDS) -> None:
+        """A call ends as `EngineTimeout` after `row_seconds` for each of its rows."""
         self._engines = engines
+        self._row_seconds = row_seconds
         self._lanes: dict[str, _Lane] = {}
 
     async def run(self, spec: Spec, inputs: Tensors) -> Outputs:
@@ -68,8 +73,9 @@ class StepScheduler:
         lane.worker = None
 
     async def _execute(self, spec: Spec, batch: list[_Execution]) -> None:
+        rows = sum(execution.rows for execution in batch)
         try:
-            outputs = await self._engines.run(spec.name, _joined(batch))
+            outputs = await self._engines.run(spec.name, _joined(batch), self._row_seconds * rows)
         except Exception as fault:  # every waiting caller must hear of it, whatever it is
             for execution in batch:
                 if not execution.outputs.done():
@@ -77,10 +83,10 @@ class StepScheduler:
             return
         first = 0
         for execution in batch:
-            rows = slice(first, first + execution.rows)
+            own = slice(first, first + execution.rows)
             first += execution.rows
             if not execution.outputs.done():
-                execution.outputs.set_result({name: tensor[rows] for name, tensor in outputs.items()})
+                execution.outputs.set_result({name: tensor[own] for name, tensor in outputs.items()})
 
 
 def _joined(batch: list[_Execution]) -> Tensors:

@@ -98,6 +98,16 @@ async def test_a_fault_reaches_everyone_in_the_call_and_the_next_call_works(engi
     assert (await scheduler.run(DOUBLE, rows(3)))["y"][0, 0] == 6
 
 
+async def test_an_engine_that_hangs_gets_its_time_for_each_row_and_the_next_call_works(engines: FakeEngines) -> None:
+    scheduler = StepScheduler(engines, row_seconds=0.02)
+    engines.go.clear()
+    calls = (scheduler.run(DOUBLE, rows(value, count=2)) for value in (1, 2))
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert [str(answer) for answer in answers] == ["double did not answer within 0.08 s"] * 2
+    engines.go.set()
+    assert (await scheduler.run(DOUBLE, rows(3)))["y"][0, 0] == 6
+
+
 async def test_tensors_that_do_not_fit_are_refused_before_they_wait(engines: FakeEngines) -> None:
     with pytest.raises(EngineInputError, match="x is missing"):
         await StepScheduler(engines).run(DOUBLE, {})

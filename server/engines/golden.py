@@ -21,6 +21,9 @@ class GoldenMismatch(EngineFault):
     """The engine answers, and wrongly."""
 
 
+_SECONDS = 60.0  # an engine that takes longer hangs: golden tensors are small; the rest is for what runs before them
+
+
 @dataclass(frozen=True)
 class Tolerance:
     """How far an engine may be from the reference."""
@@ -47,7 +50,7 @@ async def _check(engines: Engines, repository: Path, spec: Spec) -> None:
         precision = (await asyncio.to_thread(config.read, repository, spec.name)).precision
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise GoldenMismatch(f"{path} cannot be used: {error}; export the checkpoint again") from error
-    found = await engines.run(spec.name, inputs)
+    found = await engines.run(spec.name, inputs, _SECONDS)
     for name, reference in expected.items():
         problem = _difference(found[name], reference, TOLERANCES[precision])
         if problem is not None:

@@ -2,7 +2,8 @@
 
 A mark is in the command line of Triton and of each of its stubs, in the names of its regions under /dev/shm and in the
 name of its run folder, and says whose it is: pid namespace, pid and start time of the gateway. So nothing has to be
-written down to be found again, and a recycled pid is not mistaken for its predecessor. Linux only.
+written down to be found again, and a recycled pid is not mistaken for its predecessor. What another user owns is left
+to that user. Linux only.
 """
 
 import os
@@ -14,7 +15,11 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+from server.engines import launcher
+
 _MARK = re.compile(r"mediagen_(\d+)_(\d+)_(\d+)_[0-9a-f]{6}_")
+_PROGRAMS = frozenset({"tritonserver", "triton_python_backend_stub"})
+_LAUNCHER = Path(launcher.__file__).name
 _SHARED_MEMORY = Path("/dev/shm")
 _GONE_SECONDS = 5.0  # a killed process that still exists after this long hangs in the kernel
 
@@ -27,10 +32,12 @@ def new_mark() -> str:
 
 def remove(mark: str) -> None:
     """Kill every process that bears the mark, wait until they are gone, unlink their shared memory."""
-    for pid in _processes(mark):
-        _kill(pid)
+    for pid, text in command_lines():
+        if _is_ours(text, mark):
+            _kill(pid, mark)
     for region in _SHARED_MEMORY.glob(f"{mark}*"):
-        region.unlink(missing_ok=True)
+        if _is_mine(region):
+            region.unlink(missing_ok=True)
 
 
 def sweep(cache: Path) -> None:
@@ -44,13 +51,29 @@ def sweep(cache: Path) -> None:
 
 
 def _marks(cache: Path) -> set[str]:
-    names = [path.name for folder in (_SHARED_MEMORY, cache) if folder.is_dir() for path in folder.iterdir()]
+    names = [
+        path.name
+        for folder in (_SHARED_MEMORY, cache)
+        if folder.is_dir()
+        for path in folder.iterdir()
+        if _is_mine(path)
+    ]
     texts = [*names, *(text for _, text in command_lines())]
     return {found.group() for text in texts for found in _MARK.finditer(text)}
 
 
-def _processes(mark: str) -> list[int]:
-    return [pid for pid, text in command_lines() if mark in text]
+def _is_ours(text: str, mark: str) -> bool:
+    """Triton, a stub of it, or what becomes Triton in a moment; not whoever reads its log."""
+    program, *arguments = text.split("\0")
+    launches = any(Path(argument).name == _LAUNCHER for argument in arguments[:3])
+    return mark in text and (Path(program).name in _PROGRAMS or launches)
+
+
+def _is_mine(path: Path) -> bool:
+    try:
+        return path.lstat().st_uid == os.getuid()
+    except OSError:  # gone meanwhile
+        return False
 
 
 def command_lines() -> Iterator[tuple[int, str]]:
@@ -58,20 +81,26 @@ def command_lines() -> Iterator[tuple[int, str]]:
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
             try:
-                yield int(folder.name), (folder / "cmdline").read_bytes().decode(errors="replace")
+                yield int(folder.name), _command_line(int(folder.name))
             except OSError:  # ended meanwhile, or another user's
                 continue
 
 
-def _kill(pid: int) -> None:
+def _command_line(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+
+
+def _kill(pid: int, mark: str) -> None:
     try:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:
         return
     try:
+        if not _is_ours(_command_line(pid), mark):  # it ended, and the pid was another's before the handle was opened
+            return
         signal.pidfd_send_signal(handle, signal.SIGKILL)
         select.select([handle], [], [], _GONE_SECONDS)
-    except (ProcessLookupError, PermissionError):
+    except OSError:  # ended meanwhile, or another user's
         return
     finally:
         os.close(handle)

@@ -1,7 +1,7 @@
 """The embedded Triton: the real `tritonserver` of the PyPI wheel, started, watched, started again, cleaned up after.
 
-Knows nothing of engines: whoever loads them registers `on_restart` and loads them again. That binary has none of the
-security fixes since October 2024: it listens on loopback only, without HTTP and metrics.
+Knows nothing of engines: after a restart none is loaded, and whoever wants them loads them again. That binary has none
+of the security fixes since October 2024: it listens on loopback only, without HTTP and metrics.
 """
 
 import asyncio
@@ -10,10 +10,9 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 import grpc
 import grpc.aio
@@ -22,13 +21,13 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from server.engines import launcher, leftovers, wheel
 from server.engines.wheel import Host, TritonStartError
 
-State = Literal["starting", "ready", "restarting", "stopped"]
-Reload = Callable[[], Awaitable[None]]
-
 _START_SECONDS = 30.0  # it takes 0.2 s; the rest is for a cold disk
 _STOP_SECONDS = 1.0  # for executions under way; Triton would take seconds more to unload engines, which nobody needs
 _PAUSES = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds before the nth restart in a row
 _STEADY_SECONDS = 60.0  # after living this long, a death counts as the first again
+_LOOK_SECONDS = 2.0  # between looks whether it answers
+_ANSWER_SECONDS = 5.0  # it takes a millisecond, executions under way or not
+_MISSED_LOOKS = 3  # in a row are no slow machine: it hangs and is killed
 _QUOTED_BYTES = 20_000
 _HOST = "127.0.0.1"
 
@@ -43,12 +42,10 @@ class EmbeddedTriton:
 
     def __init__(self, repository: Path, cache: Path, port: int | None = None, host: Host | None = None) -> None:
         """Prepare; nothing runs yet. `port` None takes a free one, `host` None is this machine."""
-        self.state: State = "stopped"
         self._repository = repository.resolve()
         self._cache = cache.resolve()
         self._wanted_port = port
         self._host = Host.here() if host is None else host
-        self._reload: Reload | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._watcher: asyncio.Task[None] | None = None
 
@@ -57,22 +54,18 @@ class EmbeddedTriton:
         """Where Triton's own output goes, once started; it stays until a later process starts a Triton."""
         return self._run_folder / "triton.log"
 
-    def on_restart(self, reload: Reload) -> None:
-        """Call `reload` each time Triton has died and answers again, before the state becomes ready."""
-        self._reload = reload
-
     async def start(self) -> str:
         """Start, and return the address once Triton answers. Raises `TritonStartError`."""
-        self.state = "starting"
         try:
             self._port = _free_port() if self._wanted_port is None else self._wanted_port
             await asyncio.to_thread(self._prepare)
             self._process = await self._launch()
-        except BaseException:
-            await self._clear()
-            raise
+        except OSError as error:
+            raise TritonStartError(
+                f"the embedded Triton needs {error.filename or self._cache} and cannot use it ({error.strerror}): "
+                "make it accessible, or set MEDIAGEN_CACHE to a folder that can be written"
+            ) from error
         self._watcher = asyncio.create_task(self._watch(self._process))
-        self.state = "ready"
         return self.address
 
     @property
@@ -92,7 +85,9 @@ class EmbeddedTriton:
                 await asyncio.wait_for(self._process.wait(), _STOP_SECONDS)
             except TimeoutError:
                 _log.info("Triton did not end within %.0f s of SIGTERM and is killed", _STOP_SECONDS)
-        await self._clear()
+        if self._process is not None:
+            await self._kill(self._process)
+            self._process = None
 
     async def __aenter__(self) -> Self:
         """Start."""
@@ -185,28 +180,38 @@ class EmbeddedTriton:
         }
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
-        """For ever: wait for Triton's death, clean up, start it again, have the engines loaded."""
+        """For ever: wait for Triton's end, clean up, start it again."""
         attempt = 0
         while True:
             started = time.monotonic()
-            code = await process.wait()
-            self.state = "restarting"
+            code = await self._end(process)
             _log.error("Triton ended with code %s; %s", code, await self._last_words())
             attempt = 0 if time.monotonic() - started > _STEADY_SECONDS else attempt
             process, attempt = await self._restart(attempt)
-            self.state = "ready"
             _log.warning("Triton serves again on %s", self.address)
+
+    async def _end(self, process: asyncio.subprocess.Process) -> int:
+        """The exit status, once it has one; a process that hangs gets one."""
+        ends = asyncio.create_task(process.wait())
+        hangs = asyncio.create_task(_hangs(self.address))
+        try:
+            await asyncio.wait((ends, hangs), return_when=asyncio.FIRST_COMPLETED)
+            if not ends.done():
+                _log.error("Triton did not answer %d times in a row and is killed", _MISSED_LOOKS)
+                process.kill()
+            return await ends
+        finally:
+            ends.cancel()
+            hangs.cancel()
 
     async def _restart(self, attempt: int) -> tuple[asyncio.subprocess.Process, int]:
         """Try until it succeeds; returns the process and how many restarts in a row there have been."""
         while True:
-            await asyncio.to_thread(leftovers.remove, self._mark)
             await asyncio.sleep(_PAUSES[min(attempt, len(_PAUSES) - 1)])
             attempt += 1
             try:
+                await asyncio.to_thread(leftovers.remove, self._mark)
                 self._process = await self._launch()
-                if self._reload is not None:
-                    await self._reload()
             except Exception as error:  # whatever it was, the only way to serve again is to try again
                 _log.error("Triton's restart number %d failed: %s", attempt, error)
                 continue
@@ -216,13 +221,6 @@ class EmbeddedTriton:
         """The process and its stubs, in whatever state they are."""
         await asyncio.to_thread(leftovers.remove, self._mark)
         await process.wait()
-
-    async def _clear(self) -> None:
-        """Kill what is left."""
-        if self._process is not None:
-            await self._kill(self._process)
-            self._process = None
-        self.state = "stopped"
 
     async def _last_words(self) -> str:
         return await asyncio.to_thread(_quote, self.log_file)
@@ -252,3 +250,17 @@ async def _answers(address: str) -> None:
     async with grpc.aio.insecure_channel(address, options=options) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         await stub.ServerLive(service_pb2.ServerLiveRequest(), wait_for_ready=True, timeout=_START_SECONDS)
+
+
+async def _hangs(address: str) -> None:
+    """Returns when Triton at `address` has not answered several times in a row."""
+    missed = 0
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        while missed < _MISSED_LOOKS:
+            await asyncio.sleep(_LOOK_SECONDS)
+            try:
+                await stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=_ANSWER_SECONDS)
+                missed = 0
+            except grpc.aio.AioRpcError:
+                missed += 1

@@ -4,8 +4,6 @@ Protobuf messages are built here directly, as fast as by tritonclient's own asyn
 engine) and without its second set of types. Knows nothing of how Triton was started.
 """
 
-import asyncio
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -30,6 +28,8 @@ from server.engines.port import (
 _DATATYPES: Mapping[str, str] = {"float32": "FP32", "int64": "INT64", "uint8": "UINT8"}
 _MESSAGE_BYTES = 256 << 20  # a 1536x1024 picture in uint8 has 4.5 MiB, sixteen SDXL latents 4 MiB
 _LOAD_SECONDS = 600.0  # the first load of a large engine from a cold disk
+_UNLOAD_SECONDS = 30.0  # it returns at once, executions under way or not
+_READY_SECONDS = 5.0  # it takes a millisecond; a Triton that is only busy answers, one that hangs does not
 
 # Triton tells these apart from each other only by text, so the text decides; first match.
 _FAULTS: tuple[tuple[grpc.StatusCode, str, type[EngineFault]], ...] = (
@@ -41,9 +41,6 @@ _FAULTS: tuple[tuple[grpc.StatusCode, str, type[EngineFault]], ...] = (
     (grpc.StatusCode.INTERNAL, "is not healthy", EngineUnavailable),
     (grpc.StatusCode.INVALID_ARGUMENT, "", EngineInputError),
 )
-_DEAD_STUB = "is not healthy"
-
-_log = logging.getLogger(__name__)
 
 
 class TritonEngines:
@@ -65,52 +62,43 @@ class TritonEngines:
             ),
         )
         self._triton = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._loaded: set[str] = set()  # by us; `restore` loads them again
-        self._repairs: dict[str, asyncio.Task[None]] = {}  # under way
-        self._lives: dict[str, int] = {}  # how many processes of an engine have been seen dead
 
     async def load(self, engine: str) -> None:
         """See `Engines`."""
         self._spec(engine)
-        await self._load(engine)
-        self._loaded.add(engine)
+        await self._control(
+            engine,
+            self._triton.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name=engine), timeout=_LOAD_SECONDS),
+        )
 
     async def unload(self, engine: str) -> None:
         """See `Engines`."""
         self._spec(engine)
-        self._loaded.discard(engine)
         await self._control(
-            engine, self._triton.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name=engine))
+            engine,
+            self._triton.RepositoryModelUnload(
+                pb.RepositoryModelUnloadRequest(model_name=engine), timeout=_UNLOAD_SECONDS
+            ),
         )
-
-    async def restore(self) -> None:
-        """Load again what was loaded: for a Triton that has been started anew."""
-        await asyncio.gather(*(self._load(engine) for engine in sorted(self._loaded)))
 
     async def run(self, engine: str, inputs: Tensors, timeout: float | None = None) -> dict[str, Array]:
         """See `Engines`. A cancelled task cancels its call; Triton then drops it unless it is being executed."""
         spec = self._spec(engine)
         spec.check(inputs)
-        if engine in self._repairs:
-            await self._repaired(engine, timeout)
-        life = self._lives.get(engine, 0)
         try:
             reply = await self._triton.ModelInfer(_request(spec, inputs), timeout=timeout)
         except grpc.aio.AioRpcError as error:
-            if _DEAD_STUB in (error.details() or "") and self._lives.get(engine, 0) == life:
-                self._lives[engine] = life + 1  # the other calls that fail for the same reason begin no second repair
-                self._repairs[engine] = asyncio.create_task(self._repair(engine))
             raise self._fault(engine, error) from error
         return _outputs(spec, reply)
 
     async def ready(self) -> Sequence[str]:
-        """See `Engines`. Empty when Triton does not answer."""
+        """See `Engines`. Empty when Triton does not answer. A dead or hanging engine process shows in calls only."""
         try:
-            index = await self._triton.RepositoryIndex(pb.RepositoryIndexRequest(ready=True))
+            index = await self._triton.RepositoryIndex(pb.RepositoryIndexRequest(ready=True), timeout=_READY_SECONDS)
         except grpc.aio.AioRpcError:
             return ()
         names = {model.name for model in index.models if model.state == "READY"}
-        return tuple(name for name in self._specs if name in names and name not in self._repairs)
+        return tuple(name for name in self._specs if name in names)
 
     async def usage(self) -> Mapping[str, Usage]:
         """See `Engines`. Triton's own statistics: of every client since the engine was loaded."""
@@ -126,9 +114,6 @@ class TritonEngines:
 
     async def close(self) -> None:
         """See `Engines`."""
-        for repair in self._repairs.values():
-            repair.cancel()
-        await asyncio.gather(*self._repairs.values(), return_exceptions=True)
         await self._channel.close()
 
     def _spec(self, engine: str) -> Spec:
@@ -137,38 +122,12 @@ class TritonEngines:
             raise EngineInputError(f"there is no engine {engine!r}, only {', '.join(sorted(self._specs)) or 'none'}")
         return spec
 
-    async def _load(self, engine: str) -> None:
-        await self._control(
-            engine,
-            self._triton.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name=engine), timeout=_LOAD_SECONDS),
-        )
-
     async def _control(self, engine: str, call: grpc.aio.UnaryUnaryCall[Any, Any]) -> None:
         """Whatever is wrong with an engine in a repository, from here it is an engine that is not there."""
         try:
             await call
         except grpc.aio.AioRpcError as error:
             raise EngineUnavailable(f"{engine}: {_text(error)} ({self._address})") from error
-
-    async def _repaired(self, engine: str, timeout: float | None) -> None:
-        """Wait for a repair that is under way; whether it succeeded, the call that follows will see."""
-        done, _ = await asyncio.wait((self._repairs[engine],), timeout=timeout)
-        if not done:
-            raise EngineTimeout(f"{engine} was not loaded again within {timeout} s")
-
-    async def _repair(self, engine: str) -> None:
-        """Triton never starts a dead python stub again, and a load alone does nothing: unload, then load."""
-        _log.error("the process of engine %s died; it is loaded again", engine)
-        try:
-            await self._control(
-                engine, self._triton.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name=engine))
-            )
-            await self._load(engine)
-            _log.warning("engine %s serves again", engine)
-        except EngineFault as error:
-            _log.error("engine %s could not be loaded again: %s", engine, error)
-        finally:
-            del self._repairs[engine]
 
     def _fault(self, engine: str, error: grpc.aio.AioRpcError) -> EngineFault:
         text = _text(error)

@@ -13,8 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 BACKENDS = Path(__file__).parent / "backends"  # one folder per python-based backend of ours
-WHEEL = "nvidia-pytriton==0.7.0"
-IN_PROCESS = "or serve with the in-process engines"
+INSTALL = "pip install '.[serve]'"
+IN_PROCESS = "or serve with the in-process engines (MEDIAGEN_TRITON=none)"
 
 
 class TritonStartError(Exception):
@@ -74,13 +74,13 @@ def find(host: Host) -> Installation:
             f"the embedded Triton runs on Linux x86_64 only, this is {host.system} {host.machine}: "
             f"use a Triton container, {IN_PROCESS}"
         )
-    for package, requirement in (("pytriton", WHEEL), ("openvino", "openvino"), ("numpy", "'numpy<2'")):
+    for package in ("pytriton", "openvino", "numpy"):
         if package not in host.packages:
-            raise TritonStartError(f"{package} is not installed here: pip install {requirement}, {IN_PROCESS}")
+            raise TritonStartError(f"{package} is not installed here: {INSTALL}, {IN_PROCESS}")
     if host.numpy is None or int(host.numpy.split(".")[0]) >= 2:
         raise TritonStartError(
             f"numpy is {host.numpy}, and from version 2 on the embedded Triton corrupts tensors without an error: "
-            f"pip install 'numpy<2', {IN_PROCESS}"
+            f"{INSTALL}, {IN_PROCESS}"
         )
     site = host.packages["pytriton"]
     triton = site / "pytriton" / "tritonserver"
@@ -102,7 +102,7 @@ def find(host: Host) -> Installation:
         if not part.is_file():
             raise TritonStartError(
                 f"{part} is missing: this nvidia-pytriton is built for another platform or Python "
-                f"(here {host.system} {host.machine}, Python {host.python}): pip install {WHEEL}, {IN_PROCESS}"
+                f"(here {host.system} {host.machine}, Python {host.python}): {INSTALL}, {IN_PROCESS}"
             )
     return installation
 

@@ -4,7 +4,7 @@ from mediagen.v1 import engine_pb2 as pb
 from mediagen.v1 import engine_pb2_grpc, image_pb2
 
 from server.catalog import Catalog, Engine
-from server.engines.port import EngineFault, Engines
+from server.engines.port import Engines
 from server.rpc.interceptor import Context
 from server.samplers import SAMPLERS
 
@@ -17,10 +17,7 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         self._engines = engines
 
     async def ListEngines(self, request: pb.ListEnginesRequest, context: Context) -> pb.ListEnginesResponse:
-        try:
-            ready = frozenset(await self._engines.ready())
-        except EngineFault:  # the list is still true without them
-            ready = frozenset()
+        ready = frozenset(await self._engines.ready())
         return pb.ListEnginesResponse(engines=[_engine(self._catalog[name], ready) for name in sorted(self._catalog)])
 
 
