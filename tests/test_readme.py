@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,13 @@ def test_the_error_shown_is_the_error_one_gets(tmp_path: Path, service_address: 
     line, *expected = example.splitlines()
     done = run([sys.executable, "-m", "mediagen.command", *shlex.split(line)[2:]], tmp_path, service_address)
     assert done.returncode == 1
-    assert [told for told in done.stderr.splitlines() if told] == expected
+    assert done.stderr.splitlines() == expected
+
+
+def test_the_torch_named_is_the_torch_pinned() -> None:
+    pins = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["export"]
+    (named,) = re.findall(r"\btorch==[\w.]+", README)
+    assert named in pins
 
 
 def test_every_field_of_a_request_is_in_the_table_of_what_works() -> None:

@@ -51,12 +51,32 @@ def test_a_refused_request_names_every_field_and_writes_nothing(mediagen, tmp_pa
 
 @pytest.mark.parametrize(
     ("arguments", "hint"),
-    [(("-o", "p.gif"), ".png"), (("--size", "big"), "512x512"), (("--sampler", "MAGIC"), "DDIM")],
+    [
+        (("-o", "p.gif"), ".png"),
+        (("-o", "[/b].gif"), "[/b].gif"),
+        (("--size", "big"), "512x512"),
+        (("--size", "99999999999x512"), "512x512"),
+        (("--sampler", "MAGIC"), "DDIM"),
+        (("--steps", "99999999999"), "out of range"),
+        (("--seed", "18446744073709551616"), "out of range"),
+        (("--seed", "1", "--seed", "18446744073709551616"), "out of range"),
+        (("--num-images", "-99999999999"), "out of range"),
+        (("--negative-prompt", "\udcff"), "not UTF-8"),
+    ],
 )
 def test_a_wrong_option_says_what_is_right(mediagen, arguments: tuple[str, str], hint: str) -> None:
     result = mediagen("generate", "a house", *arguments)
     assert result.exit_code == 2
     assert hint in result.stderr
+
+
+def test_brackets_and_colons_are_told_as_they_are(mediagen) -> None:
+    result = mediagen("generate", "a house [/b] :cat: " * 60, "-o", "[red].png", *QUICK)
+    assert result.exit_code == 0, result.stderr
+    note, written, _ = result.stderr.splitlines()
+    assert note.startswith("note: prompt is longer")
+    assert note.endswith("a house [/b] :cat:'")
+    assert written.startswith("[red].png  seed ")
 
 
 def test_engines_lists_names_sizes_and_samplers(mediagen) -> None:
