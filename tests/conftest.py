@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
@@ -106,6 +106,7 @@ class RunningService:
     address: str
     process: subprocess.Popen[bytes]
     log: Path
+    begun: float = field(default_factory=time.monotonic)  # it is one object a process, made at its start
 
     def wait_until_serving(self, seconds: float) -> None:
         """Ask for its health until it serves. Raises `AssertionError` with its log when it ends or stays away."""

@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 import pytest
 from conftest import RunningService
-from google.protobuf.json_format import MessageToDict
+from google.protobuf.json_format import MessageToDict, ParseDict
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from mediagen.client import Client, MediagenError
@@ -21,6 +21,7 @@ from PIL import Image
 from server.families.sd15 import FAMILY
 
 SEED = 99
+PHASES = ("queue", "conditioning", "denoising", "decoding", "encoding")
 
 
 @pytest.fixture(scope="module")
@@ -64,19 +65,14 @@ def test_a_call_returns_a_picture_of_the_size_asked_for_with_all_that_made_it(cl
         "image_encoding": "IMAGE_ENCODING_PNG",
         "models": ["sd15_text_encoder", "sd15_unet", "sd15_vae_decoder"],
     }
-    phases = [getattr(reply.timings, f"{phase}_ms") for phase in ("conditioning", "denoising", "decoding", "encoding")]
+    phases = [getattr(reply.timings, f"{phase}_ms") for phase in PHASES]
     assert all(phase > 0 for phase in phases)
     assert sum(phases) <= reply.timings.total_ms
 
 
 def test_the_file_says_how_it_was_made_and_that_alone_makes_it_again(client: Client) -> None:
     (first,) = client.generate(small(num_images=1)).images  # a random seed
-    made = json.loads(Image.open(BytesIO(first.data)).text["parameters"])
-    again = pb.GenerateRequest(
-        image_encoding=pb.IMAGE_ENCODING_PNG,
-        sampler=pb.Sampler.Value(f"SAMPLER_{made.pop('sampler')}"),
-        **{name: value for name, value in made.items()},
-    )
+    again = ParseDict(json.loads(Image.open(BytesIO(first.data)).text["parameters"]), pb.GenerateRequest())
     (second,) = client.generate(again).images
     assert np.array_equal(pixels(first), pixels(second))
 
@@ -149,13 +145,6 @@ def test_an_overlong_prompt_is_cut_and_says_so(client: Client) -> None:
     reply = client.generate(small(prompt="a red house " * 40 + "lighthouse", steps=1))
     assert len(reply.notices) == 1
     assert "lighthouse" in reply.notices[0]
-
-
-def test_a_deadline_ends_the_work(client: Client, service: RunningService) -> None:
-    with pytest.raises(MediagenError) as late:
-        client.generate(small(steps=200), timeout=0.5)
-    assert late.value.code == grpc.StatusCode.DEADLINE_EXCEEDED
-    client.generate(small(steps=1))  # and the next call is served
 
 
 def test_methods_of_later_versions_say_so(channel: grpc.Channel) -> None:
