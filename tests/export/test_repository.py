@@ -1,5 +1,7 @@
 """A rendered repository is whole, is what Triton and the gateway read, and is never half replaced."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from server.engines.local import LocalEngines
 from server.engines.port import Spec
 from server.families.sd15 import engines
 
+ROOT = Path(__file__).resolve().parents[2]
 TYPES = {
     "float32": model_config_pb2.TYPE_FP32,
     "int64": model_config_pb2.TYPE_INT64,
@@ -141,6 +144,17 @@ def test_a_repository_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> Non
     (tmp_path / "file").write_text("")
     with pytest.raises(ExportError, match="cannot be written"), all_or_nothing(tmp_path / "file" / "repository"):
         pass
+
+
+def test_an_export_that_is_told_to_end_leaves_nothing_half_built(checkpoint_folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "export", "sd15", "--checkpoint", str(checkpoint_folder), "--out", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "weights" in process.stdout.readline()
+        assert list(tmp_path.iterdir())
+        process.terminate()
+    assert process.returncode == 143
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
