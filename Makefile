@@ -39,7 +39,8 @@ proto: $(VENV)/all ## generate the stubs in client/mediagen/v1
 	@$(BIN)/python -m grpc_tools.protoc -I proto --python_out=client --pyi_out=client --grpc_python_out=client proto/mediagen/v1/*.proto
 
 models: $(VENV)/all ## render model_repository from the default checkpoint
-	@$(BIN)/python -m export sd15 --checkpoint demo/checkpoints/sd15 --out model_repository
+	@$(BIN)/python -m export sd15 --checkpoint demo/checkpoints/sd15 --out model_repository \
+		--title "Flat landscapes: a tiny checkpoint of Stable Diffusion 1.5's shape"
 
 bench: $(VENV)/all ## what a call costs outside its engines
 	@$(BIN)/python -m bench.overhead
