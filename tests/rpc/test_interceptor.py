@@ -1,11 +1,15 @@
 """Whatever a servicer raises, a caller gets a status and an id; nothing of the inside gets out."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import NoReturn
 
 import grpc
 import pytest
+from conftest import HANG_SECONDS
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from mediagen.v1 import image_pb2 as pb
@@ -110,8 +114,15 @@ async def test_a_fault_carries_its_details_and_the_calls_id(
     assert retry.retry_delay.seconds == 2
 
 
+class Aborted(Exception):
+    """What a real context raises to end the servicer."""
+
+
+@dataclass(frozen=True)
 class Caller:
-    """What the interceptor asks of a call's context."""
+    """What the interceptor asks of a call's context, where a real one would end the call by itself."""
+
+    remaining: float | None  # seconds
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         return ()
@@ -119,20 +130,39 @@ class Caller:
     def set_trailing_metadata(self, metadata: object) -> None:
         return
 
-    def time_remaining(self) -> None:
-        return None
+    def time_remaining(self) -> float | None:
+        return self.remaining
+
+    async def abort(self, code: grpc.StatusCode, message: str, metadata: object) -> NoReturn:
+        raise Aborted(code)
 
 
-async def test_a_stream_that_is_left_between_two_messages_is_closed_before_the_call_is_over(failing: Failing) -> None:
-    handler = grpc.unary_stream_rpc_method_handler(failing.GenerateStream)
+async def wrapped(handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+    """The handler as a server gets it."""
 
     async def found(details: object) -> grpc.RpcMethodHandler:
         return handler
 
-    details = SimpleNamespace(method="/mediagen.v1.ImageService/GenerateStream")
-    wrapped = await CallInterceptor().intercept_service(found, details)
-    assert wrapped is not None
-    messages = wrapped.unary_stream(pb.GenerateStreamRequest(), Caller())
+    details = SimpleNamespace(method="/mediagen.v1.ImageService/any")
+    outer = await CallInterceptor().intercept_service(found, details)
+    assert outer is not None
+    return outer
+
+
+async def test_the_service_keeps_the_deadline_itself() -> None:
+    async def hang(request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    handler = await wrapped(grpc.unary_unary_rpc_method_handler(hang))
+    with pytest.raises(Aborted) as ended:
+        await asyncio.wait_for(handler.unary_unary(pb.GenerateRequest(), Caller(remaining=0.01)), HANG_SECONDS)
+    assert ended.value.args == (grpc.StatusCode.DEADLINE_EXCEEDED,)
+
+
+async def test_a_stream_that_is_left_between_two_messages_is_closed_before_the_call_is_over(failing: Failing) -> None:
+    handler = await wrapped(grpc.unary_stream_rpc_method_handler(failing.GenerateStream))
+    messages = handler.unary_stream(pb.GenerateStreamRequest(), Caller(remaining=None))
     await anext(messages)
     await messages.aclose()
     assert failing.closed
