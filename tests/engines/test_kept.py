@@ -84,7 +84,8 @@ async def test_an_engine_that_its_home_lost_is_loaded_and_proved_before_any_call
     engines.go.clear()
     engines.began.clear()
     await engines.unload(toy.MIX.name)
-    await engines.began.wait()  # its golden tensors, after it was loaded again
+    async with asyncio.timeout(5):
+        await engines.began.wait()  # its golden tensors, after it was loaded again
     assert await engines.ready() == (toy.MIX.name,)
     assert await keeper.ready() == ()
     with pytest.raises(EngineUnavailable, match="toy_mix was lost and is being loaded again"):
@@ -127,7 +128,8 @@ async def test_an_engine_that_came_back_computing_wrongly_is_not_ready_until_it_
     await until_ready(keeper, toy.WORDS.name)
     for _ in range(3):
         engines.began.clear()
-        await engines.began.wait()
+        async with asyncio.timeout(5):
+            await engines.began.wait()
         assert await keeper.ready() == (toy.WORDS.name,)
     engines.broken = False
     await until_ready(keeper, toy.MIX.name, toy.WORDS.name)

@@ -23,16 +23,16 @@ def test_what_a_dead_owner_left_is_swept_and_what_a_living_one_has_is_not(tmp_pa
         (tmp_path / mark).mkdir()
         Path("/dev/shm", f"{mark}region").write_bytes(b"x")
     reader = "-c", "read _", f"{tmp_path}/{dead}/triton.log"
-    with (
-        subprocess.Popen(["/x/tritonserver", *reader], executable="/bin/sh", stdin=subprocess.PIPE) as orphan,
-        subprocess.Popen(["/bin/sh", *reader], stdin=subprocess.PIPE) as bystander,
-    ):
-        leftovers.sweep(tmp_path)
-        assert orphan.wait(5) == -signal.SIGKILL
-        assert bystander.poll() is None
-        bystander.communicate(b"\n")
-    assert bystander.returncode == 0
     try:
+        with (
+            subprocess.Popen(["/x/tritonserver", *reader], executable="/bin/sh", stdin=subprocess.PIPE) as orphan,
+            subprocess.Popen(["/bin/sh", *reader], stdin=subprocess.PIPE) as bystander,
+        ):
+            leftovers.sweep(tmp_path)
+            assert orphan.wait(5) == -signal.SIGKILL
+            assert bystander.poll() is None
+            bystander.communicate(b"\n")
+        assert bystander.returncode == 0
         assert {path.name for path in tmp_path.iterdir()} == {mine, elsewhere}
         assert [len(regions(mark)) for mark in (mine, dead, reused, elsewhere)] == [1, 0, 0, 1]
     finally:
