@@ -7,7 +7,7 @@ export PROMPT OUT # the shell reads them as variables: any quote or backtick in 
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 
-.PHONY: help run serve test check format lint types proto proto-lint models bench clean
+.PHONY: help run serve test parity check format lint types proto proto-lint models bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t14
@@ -20,6 +20,9 @@ serve: $(VENV)/serve ## the service, until Ctrl-C, on MEDIAGEN_GRPC_ADDRESS (def
 
 test: $(VENV)/all ## the whole test suite
 	@$(BIN)/python -m pytest
+
+parity: $(VENV)/all ## every comparison with diffusers: minutes
+	@$(BIN)/python -m pytest tests/parity -m "thorough or not thorough"
 
 check: format lint types proto-lint test ## everything CI looks at
 
