@@ -14,6 +14,19 @@ UNARY = "Generate"
 STREAM = "GenerateStream"
 
 
+def measured_request(steps: int) -> pb.GenerateRequest:
+    """The picture that every measurement of a whole call draws."""
+    return pb.GenerateRequest(
+        engine="sd15",
+        prompt="a red house and a sailboat at sunset",
+        steps=steps,
+        seed=1,
+        width=512,
+        height=512,
+        image_encoding=pb.IMAGE_ENCODING_PNG,
+    )
+
+
 def unary(client: Client, request: pb.GenerateRequest) -> pb.Timings:
     """The service's own timings."""
     return client.generate(request).timings
@@ -31,15 +44,7 @@ _CALLS = {UNARY: unary, STREAM: stream}
 def main() -> None:
     """Answer until the input ends."""
     address, steps = sys.argv[1], int(sys.argv[2])
-    request = pb.GenerateRequest(
-        engine="sd15",
-        prompt="a red house and a sailboat at sunset",
-        steps=steps,
-        seed=1,
-        width=512,
-        height=512,
-        image_encoding=pb.IMAGE_ENCODING_PNG,
-    )
+    request = measured_request(steps)
     with Client(address) as client:
         for line in sys.stdin:
             begin = time.perf_counter()

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 from mediagen.client import Client
-from mediagen.v1 import image_pb2 as pb
 
+from bench.caller import measured_request
 from bench.gateway import Gateway, gateway, load, maps, resident_mib
 
 _MEMORY_MIB = 250 * 1e6 / 2**20  # the goal is in MB
@@ -19,15 +19,7 @@ def _verdict(met: bool) -> str:
 
 
 def _report(running: Gateway, steps: int, repeats: int) -> None:
-    request = pb.GenerateRequest(
-        engine="sd15",
-        prompt="a red house and a sailboat at sunset",
-        steps=steps,
-        seed=1,
-        width=512,
-        height=512,
-        image_encoding=pb.IMAGE_ENCODING_PNG,
-    )
+    request = measured_request(steps)
     print(f"memory at SERVING: {resident_mib(running.pid):.0f} MiB")
     with Client(running.address) as client:
         client.generate(request)  # warms everything up
