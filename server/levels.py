@@ -1,18 +1,20 @@
 """Noise levels: what a checkpoint was trained on, which levels a run visits, and how a raw output becomes a picture.
 
 Pure functions of numbers. Knows no engine, no sampler and no request. Symbols are the papers': x = alpha * clean +
-sigma * noise with alpha^2 + sigma^2 = 1 is the form a model takes; k-diffusion's form is x / alpha, whose noise level
-is k = sigma / alpha (Karras et al. 2022, "EDM", call that one sigma).
+sigma * noise is the form a model takes, with alpha^2 + sigma^2 = 1 for a diffusion model and alpha + sigma = 1 for a
+flow-matching one; k-diffusion's form is x / alpha, whose noise level is k = sigma / alpha (Karras et al. 2022, "EDM",
+call that one sigma).
 """
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from server.families.card import Scheduler
+from server.families.card import FlowScheduler, Scheduler
 
 Array = npt.NDArray[np.float32]
 
@@ -23,11 +25,11 @@ class Level:
 
     alpha: float
     sigma: float
-    time: float  # what the model is told; 0..num_train_timesteps - 1, may be fractional
+    time: float  # what the model is told; 0..num_train_timesteps, may be fractional
 
     @property
     def k(self) -> float:
-        """The noise level in k-diffusion's form."""
+        """The noise level in k-diffusion's form. There is none where no picture is left (a flow's first level)."""
         return self.sigma / self.alpha
 
 
@@ -44,6 +46,11 @@ def clean_from_v(raw: Array, x: Array, level: Level) -> Array:
     return level.alpha * x - level.sigma * raw
 
 
+def clean_from_flow(raw: Array, x: Array, level: Level) -> Array:
+    """The model predicts the velocity noise - clean of the straight path between them (Lipman et al. 2023)."""
+    return x - level.sigma * raw
+
+
 CLEAN_FROM: Mapping[str, CleanFrom] = {"epsilon": clean_from_eps, "v_prediction": clean_from_v}
 
 
@@ -58,6 +65,16 @@ class NoiseSchedule:
     clean_from: CleanFrom
 
 
+@dataclass(frozen=True)
+class FlowSchedule:
+    """The levels of a flow-matching checkpoint: x = (1 - sigma) * clean + sigma * noise, time = T * sigma."""
+
+    num_train_timesteps: int  # T
+    shift: float
+    clean_from: CleanFrom
+
+
+Schedule = NoiseSchedule | FlowSchedule
 Spacing = Callable[[NoiseSchedule, int], npt.NDArray[np.float64]]  # -> steps timesteps, falling
 
 
@@ -76,8 +93,24 @@ _SPACINGS: Mapping[str | None, Spacing | None] = {None: None, "leading": leading
 _BETA_ROOTS: Mapping[str, float] = {"linear": 1.0, "scaled_linear": 0.5}  # betas are linear in beta^root
 
 
-def noise_schedule(scheduler: Scheduler) -> NoiseSchedule:
-    """Raises `ValueError` where the card asks for a schedule that is not built."""
+@overload
+def noise_schedule(scheduler: Scheduler) -> NoiseSchedule: ...
+
+
+@overload
+def noise_schedule(scheduler: FlowScheduler) -> FlowSchedule: ...
+
+
+def noise_schedule(scheduler: Scheduler | FlowScheduler) -> Schedule:
+    """The schedule of a card. Raises `ValueError` where it asks for one that is not built."""
+    match scheduler:
+        case Scheduler():
+            return _diffusion(scheduler)
+        case FlowScheduler():
+            return _flow(scheduler)
+
+
+def _diffusion(scheduler: Scheduler) -> NoiseSchedule:
     _allowed("timestep_spacing", scheduler.timestep_spacing, _SPACINGS)
     _allowed("beta_schedule", scheduler.beta_schedule, _BETA_ROOTS)
     _allowed("prediction_type", scheduler.prediction_type, CLEAN_FROM)
@@ -96,6 +129,16 @@ def noise_schedule(scheduler: Scheduler) -> NoiseSchedule:
     )
 
 
+def _flow(scheduler: FlowScheduler) -> FlowSchedule:
+    if not (math.isfinite(scheduler.shift) and scheduler.shift > 0):
+        raise ValueError(f"the card's scheduler has shift {scheduler.shift}; it must be a number above 0")
+    if scheduler.num_train_timesteps < 2:
+        raise ValueError(
+            f"the card's scheduler has num_train_timesteps {scheduler.num_train_timesteps}; it must be at least 2"
+        )
+    return FlowSchedule(scheduler.num_train_timesteps, scheduler.shift, clean_from_flow)
+
+
 def level_at(schedule: NoiseSchedule, timestep: int) -> Level:
     """The level of a whole training timestep."""
     return level_of_alpha_cumprod(float(schedule.alphas_cumprod[timestep]), float(timestep))
@@ -110,6 +153,28 @@ def level_of_k(k: float, time: float) -> Level:
     """The level of k-diffusion's sigma k."""
     alpha = 1 / math.sqrt(1 + k * k)
     return Level(alpha=alpha, sigma=k * alpha, time=time)
+
+
+def level_of_flow(schedule: FlowSchedule, sigma: float) -> Level:
+    """The level of a sigma of 0 (clean) to 1 (noise alone). The product is rounded to float32, as diffusers' is."""
+    time = float(np.float32(sigma) * np.float32(schedule.num_train_timesteps))
+    return Level(alpha=1 - sigma, sigma=sigma, time=time)
+
+
+def flow_sigmas(schedule: FlowSchedule, steps: int) -> npt.NDArray[np.float32]:
+    """The sigmas of a run, falling from 1, without the 0 behind them: steps, float32, to the bit as diffusers has them.
+
+    The ends are shifted ones already and are shifted once more with all between: diffusers' way of spacing a run.
+    """
+    shift, total = schedule.shift, schedule.num_train_timesteps
+    ends = _shifted(np.array([total, 1], np.float32) / np.float32(total), shift)
+    first, last = (float(end) * total for end in ends)
+    return _shifted(np.linspace(first, last, steps) / total, shift).astype(np.float32)
+
+
+def _shifted(sigmas: npt.NDArray[Any], shift: float) -> npt.NDArray[Any]:
+    """Equation (23) of Esser et al. 2024 (Stable Diffusion 3), in the precision of `sigmas`."""
+    return shift * sigmas / (1 + (shift - 1) * sigmas)
 
 
 def training_ks(schedule: NoiseSchedule) -> Array:

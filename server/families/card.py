@@ -23,6 +23,14 @@ class Scheduler:
 
 
 @dataclass(frozen=True)
+class FlowScheduler:
+    """The schedule of a flow-matching checkpoint, in diffusers' own terms."""
+
+    num_train_timesteps: int
+    shift: float  # more than 1: more of the steps at high noise
+
+
+@dataclass(frozen=True)
 class Card:
     """Everything about a checkpoint that its family's code does not fix."""
 

@@ -7,8 +7,9 @@ uses. No engines, no I/O, no async; guidance and the kind of prediction are the 
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from server.levels import Array, Level, NoiseSchedule
+from server.levels import Array, Level
 from server.noise import NoiseStream
 
 
@@ -44,7 +45,7 @@ class Sampler:
     paper: str
     order: int  # of convergence: the error falls as steps^-order
     max_steps: int
-    trajectory: Callable[[NoiseSchedule, int], Trajectory]  # of a full run of that many steps
+    trajectory: Callable[[Any, int], Trajectory]  # of a full run of that many steps; the schedule is its family's kind
     evaluations: Callable[[int], int]  # of a full run of that many steps: cost and progress count these
     run: Callable[[Array, Sequence[Level], NoiseStream], Sampling]
 
