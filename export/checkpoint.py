@@ -103,7 +103,11 @@ def open_checkpoint(place: str, revision: str | None, components: Sequence[str])
 
 def needed_files(names: Sequence[str], components: Sequence[str]) -> list[str]:
     """Of all files in a hub repository, those worth downloading: no pickles, one precision, no safety checker."""
-    needed = [name for name in names if name == "model_index.json" or name.startswith(("scheduler/", "tokenizer/"))]
+    needed = [
+        name
+        for name in names
+        if name == "model_index.json" or name.startswith(("scheduler/", "tokenizer/", "tokenizer_"))
+    ]
     for component in components:
         own = [name.removeprefix(f"{component}/") for name in names if name.startswith(f"{component}/")]
         chosen = choose_weights(own)

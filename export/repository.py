@@ -48,9 +48,6 @@ def export(
         engines = recipe.recipes(checkpoint, card)
         for engine in engines:
             rows.append(_export_engine(engine, recipe.COMPONENTS[engine.component], checkpoint, building, progress))
-        progress("tokenizer")
-        tokenizing = engines[0].spec  # the first engine is the one that takes token ids
-        write_tokenizer(checkpoint, int(tokenizing.inputs[0].shape[1]), building / tokenizing.name / "tokenizer.json")
         table = parity.report(rows)
         building.joinpath(f"{card.name}.parity.md").write_text(f"# {card.name}: engines against torch\n\n{table}")
         building.joinpath(f"{card.name}.json").write_text(json.dumps(asdict(card), indent=2) + "\n")
@@ -64,6 +61,9 @@ def _export_engine(
 ) -> parity.Row:
     version = building / engine.spec.name / "1"
     version.mkdir(parents=True)
+    if engine.tokenizer is not None:
+        tokens = int(engine.spec.inputs[0].shape[1])
+        write_tokenizer(engine.tokenizer, checkpoint, engine.component, tokens, version.parent / "tokenizer.json")
     progress(f"{engine.spec.name}: weights")
     component = load_component(kind, checkpoint, engine.component)
     write_weights(component, checkpoint, engine.component, version / WEIGHTS)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from transformers import CLIPTokenizer
 
 from server.engines.port import Array, DType, Port, Spec
 
@@ -21,11 +22,25 @@ class Axis:
 
 
 @dataclass(frozen=True)
+class TokenizerRecipe:
+    """Where the tokenizer of a text engine is. The engine's token axis says to how many ids it cuts and pads."""
+
+    folder: str  # of the checkpoint
+    kind: type  # transformers' class that reads it
+    files: tuple[str, ...]  # without these it is not complete
+
+
+def clip_tokenizer(folder: str) -> TokenizerRecipe:
+    """CLIP's, in a folder of the checkpoint."""
+    return TokenizerRecipe(folder, CLIPTokenizer, ("vocab.json", "merges.txt", "tokenizer_config.json"))
+
+
+@dataclass(frozen=True)
 class EngineRecipe:
     """How one engine comes out of a checkpoint.
 
     `wrap` turns the checkpoint's component into a module whose forward takes the spec's inputs in order and returns its
-    one output; the wrapper's attribute `component` is the component itself.
+    output, or the tuple of its outputs in order; the wrapper's attribute `component` is the component itself.
     """
 
     spec: Spec
@@ -36,6 +51,7 @@ class EngineRecipe:
     checked: Lengths  # the size at which the engine is compared with torch; another one
     golden: Lengths  # the size in golden.safetensors; a small one
     draws: Mapping[str, Draw]  # by input name
+    tokenizer: TokenizerRecipe | None = None  # None for an engine that reads no text
 
 
 def examples(recipe: EngineRecipe, lengths: Lengths, seed: int) -> dict[str, Array]:

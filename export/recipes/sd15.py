@@ -12,7 +12,7 @@ from transformers import CLIPTextModel
 
 from export import ExportError
 from export.checkpoint import Checkpoint
-from export.recipes import Axis, EngineRecipe, normal, uniform
+from export.recipes import Axis, EngineRecipe, clip_tokenizer, normal, uniform
 from server.families import sd15
 from server.families.card import Card, Scheduler
 from server.levels import noise_schedule
@@ -84,6 +84,7 @@ def recipes(checkpoint: Checkpoint, card: Card) -> tuple[EngineRecipe, ...]:
             checked=_CHECKED,
             golden=_GOLDEN,
             draws={"input_ids": uniform(vocabulary, "int64")},
+            tokenizer=clip_tokenizer("tokenizer"),
         ),
         EngineRecipe(
             spec=unet,

@@ -14,7 +14,7 @@ import pytest
 from export import graphs
 from export.checkpoint import Checkpoint, open_checkpoint
 from export.config_pbtxt import render
-from export.recipes import EngineRecipe, examples, sd15
+from export.recipes import EngineRecipe, clip_tokenizer, examples, sd15
 from export.tokenizer import write_tokenizer
 from export.weights import load_component, stored_tensors
 from server.families.card import Card
@@ -59,7 +59,7 @@ def test_the_weights_are_the_checkpoints_own_bytes(default: Checkpoint, recipes:
 
 
 def test_the_tokenizer_is_the_checkpoints(default: Checkpoint, tmp_path: Path) -> None:
-    write_tokenizer(default, 77, tmp_path / "tokenizer.json")
+    write_tokenizer(clip_tokenizer("tokenizer"), default, "text_encoder", 77, tmp_path / "tokenizer.json")
     found = REPOSITORY / "sd15_text_encoder" / "tokenizer.json"
     assert found.read_bytes() == (tmp_path / "tokenizer.json").read_bytes(), AGAIN
 

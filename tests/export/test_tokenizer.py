@@ -10,9 +10,11 @@ from transformers import CLIPTokenizer
 
 from export import ExportError
 from export.checkpoint import Checkpoint
+from export.recipes import clip_tokenizer
 from export.tokenizer import write_tokenizer
 from server.tokenizer import ClipTokenizer
 
+CLIP = clip_tokenizer("tokenizer")
 ODD = (
     "",
     " ",
@@ -43,7 +45,7 @@ def odd_strings() -> list[str]:
 def test_two_hundred_odd_strings_give_the_ids_of_the_checkpoints_own_tokenizer(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    write_tokenizer(checkpoint, 77, tmp_path / "tokenizer.json")
+    write_tokenizer(CLIP, checkpoint, "text_encoder", 77, tmp_path / "tokenizer.json")
     ours = ClipTokenizer(tmp_path / "tokenizer.json")
     theirs = CLIPTokenizer.from_pretrained(checkpoint.path("tokenizer"))
     for text in odd_strings():
@@ -53,7 +55,7 @@ def test_two_hundred_odd_strings_give_the_ids_of_the_checkpoints_own_tokenizer(
 
 
 def test_merges_and_words_ends_are_used(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    write_tokenizer(checkpoint, 77, tmp_path / "tokenizer.json")
+    write_tokenizer(CLIP, checkpoint, "text_encoder", 77, tmp_path / "tokenizer.json")
     vocabulary = json.loads(checkpoint.path("tokenizer/vocab.json").read_text())
     start, end = vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"]
     ids = ClipTokenizer(tmp_path / "tokenizer.json").tokens("The  red sun").ids
@@ -62,8 +64,8 @@ def test_merges_and_words_ends_are_used(checkpoint: Checkpoint, tmp_path: Path) 
 
 def test_a_vocabulary_beyond_the_text_encoders_is_refused(changed: Callable[..., Checkpoint], tmp_path: Path) -> None:
     checkpoint = changed("text_encoder/config.json", vocab_size=100)
-    with pytest.raises(ExportError, match="the text encoder knows 100 tokens"):
-        write_tokenizer(checkpoint, 77, tmp_path / "tokenizer.json")
+    with pytest.raises(ExportError, match="text_encoder knows 100 tokens"):
+        write_tokenizer(CLIP, checkpoint, "text_encoder", 77, tmp_path / "tokenizer.json")
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer_config.json"])
@@ -71,11 +73,11 @@ def test_a_missing_file_is_named(name: str, changed: Callable[..., Checkpoint], 
     checkpoint = changed()
     checkpoint.path(f"tokenizer/{name}").unlink()
     with pytest.raises(ExportError, match=f"{name} is missing"):
-        write_tokenizer(checkpoint, 77, tmp_path / "tokenizer.json")
+        write_tokenizer(CLIP, checkpoint, "text_encoder", 77, tmp_path / "tokenizer.json")
 
 
 def test_a_damaged_vocabulary_is_refused(changed: Callable[..., Checkpoint], tmp_path: Path) -> None:
     checkpoint = changed()
     checkpoint.path("tokenizer/vocab.json").write_text("{")
-    with pytest.raises(ExportError, match="is not a CLIP tokenizer"):
-        write_tokenizer(checkpoint, 77, tmp_path / "tokenizer.json")
+    with pytest.raises(ExportError, match="is not a CLIPTokenizer"):
+        write_tokenizer(CLIP, checkpoint, "text_encoder", 77, tmp_path / "tokenizer.json")
