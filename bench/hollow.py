@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from server.catalog import read_catalog
 from server.engines.port import Array, Spec
+from server.families.sd15 import Sd15Card
 
 _TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "uint8": TensorProto.UINT8}
 _Graph = tuple[list[NodeProto], dict[str, Array], dict[str, Array], dict[str, Array]]  # with golden inputs and outputs
@@ -23,6 +24,7 @@ def write(original: Path, root: Path) -> None:
     for name, engine in read_catalog(original).items():
         shutil.copy(original / f"{name}.json", root)
         text_encoder, unet, vae_decoder = engine.specs
+        assert isinstance(engine.card, Sd15Card)
         width = engine.card.text_width
         graphs = {text_encoder: _text(width), unet: _unet(width), vae_decoder: _vae(engine.card.pixels_per_latent)}
         for spec, graph in graphs.items():

@@ -1,47 +1,69 @@
-"""Drives a sampler against the denoising engine: from a seed to latents. Guidance is applied here and nowhere else.
+"""Drives a sampler against the denoising engines: from a seed to latents. Guidance is applied here and nowhere else.
 
 Knows no family, no file format and no transport.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from server.families.base import Conditioning, Run
+from server.families.base import Run, Stage
 from server.levels import Array, Level
 from server.noise import NoiseStream
 from server.plan import Plan
 from server.samplers.base import Estimate
 
 
-async def denoise(plan: Plan, conditioning: Conditioning, seed: int, run: Run, evaluated: Callable[[], None]) -> Array:
-    """The latents of one picture: c h w, float32. `evaluated` is called after every evaluation of the network."""
-    card, schedule = plan.engine.card, plan.engine.schedule
+async def denoise(plan: Plan, stages: Sequence[Stage], seed: int, run: Run, evaluated: Callable[[], None]) -> Array:
+    """The latents of one picture: c h w, float32. `evaluated` is called after every evaluation of a network.
+
+    Each stage walks its part of the levels as a run of its own: its sampler knows nothing of the evaluations before,
+    which were another network's. The stream of noise goes on.
+    """
+    card = plan.engine.card
     noise = NoiseStream(seed)
     height, width = plan.size.height // card.pixels_per_latent, plan.size.width // card.pixels_per_latent
-    trajectory = plan.sampler.trajectory(schedule, plan.steps)
-    start = np.float32(trajectory.start_scale) * noise.normal((card.latent_channels, height, width))
-    sampling = plan.sampler.run(start, trajectory.levels, noise)
+    levels, begin = plan.trajectory.levels, 0
+    x: Array = np.float32(plan.trajectory.start_scale) * noise.normal((card.latent_channels, height, width))
+    for stage in stages:
+        end = plan.evaluations_before(stage.until)
+        x = await _walk(plan, stage, x, levels[begin : end + 1], noise, run, evaluated)
+        begin = end
+    return x
+
+
+async def _walk(
+    plan: Plan,
+    stage: Stage,
+    x: Array,
+    levels: Sequence[Level],
+    noise: NoiseStream,
+    run: Run,
+    evaluated: Callable[[], None],
+) -> Array:
+    """x (c h w, float32, about unit variance) from the first of the levels to the last; there is more than one."""
+    sampling = plan.sampler.run(x, levels, noise)
     x, level = next(sampling)
     while True:
-        raw = await _guided(plan, conditioning, x, level, run)
+        raw = await _guided(plan, stage, x, level, run)
         evaluated()
+        clean = plan.engine.schedule.clean_from(raw, x, level)
         try:
-            x, level = sampling.send(Estimate(x=x, clean=schedule.clean_from(raw, x, level), raw=raw))
+            x, level = sampling.send(Estimate(x=x, clean=clean, raw=raw))
         except StopIteration as finished:
             latents: Array = finished.value
             return latents
 
 
-async def _guided(plan: Plan, conditioning: Conditioning, x: Array, level: Level, run: Run) -> Array:
+async def _guided(plan: Plan, stage: Stage, x: Array, level: Level, run: Run) -> Array:
     """The network's output after classifier-free guidance (Ho and Salimans 2022, in diffusers' parametrisation)."""
     rows = 2 if plan.guided else 1
     inputs = {
         "sample": np.broadcast_to(x, (rows, *x.shape)),
         "timestep": np.full(rows, level.time, np.float32),
-        **conditioning.inputs,
+        **stage.inputs,
     }
-    prediction = (await run(conditioning.denoiser, inputs))["prediction"]  # rows c h w, float32
+    prediction = (await run(stage.denoiser, inputs))["prediction"]  # rows c h w, float32
     if not plan.guided:
         only: Array = prediction[0]
         return only

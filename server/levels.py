@@ -14,9 +14,29 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from server.families.card import FlowScheduler, Scheduler
-
 Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """The noise schedule a checkpoint was trained with, in diffusers' own terms."""
+
+    num_train_timesteps: int
+    beta_start: float
+    beta_end: float
+    beta_schedule: str  # "linear" or "scaled_linear"
+    prediction_type: str  # "epsilon" or "v_prediction"
+    steps_offset: int
+    set_alpha_to_one: bool
+    timestep_spacing: str | None = None  # None: the config names none and each sampler's own default holds
+
+
+@dataclass(frozen=True)
+class FlowScheduler:
+    """The schedule of a flow-matching checkpoint, in diffusers' own terms."""
+
+    num_train_timesteps: int
+    shift: float  # more than 1: more of the steps at high noise
 
 
 @dataclass(frozen=True)

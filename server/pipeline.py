@@ -6,12 +6,12 @@ Knows no transport. Pictures of one request run side by side, and the step sched
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from server.denoising import denoise
-from server.families.base import Conditioning, Run
+from server.families.base import Run, Stage
 from server.plan import Plan
 
 
@@ -49,10 +49,10 @@ async def generate(plan: Plan, run: Run) -> AsyncGenerator[Event, None]:
     """
     stopwatch = _Stopwatch()
     with stopwatch.phase("conditioning"):
-        conditioning = await plan.engine.family.condition(plan, plan.engine, run)
+        stages = await plan.engine.family.condition(plan, plan.engine.card, run)
     events: asyncio.Queue[Event | None] = asyncio.Queue()  # bounded by the request: evaluations and pictures are
     pictures = [
-        asyncio.create_task(_picture(plan, index, conditioning, run, stopwatch, events.put_nowait))
+        asyncio.create_task(_picture(plan, index, stages, run, stopwatch, events.put_nowait))
         for index in range(len(plan.seeds))
     ]
     all_pictures = asyncio.gather(*pictures)
@@ -69,7 +69,12 @@ async def generate(plan: Plan, run: Run) -> AsyncGenerator[Event, None]:
 
 
 async def _picture(
-    plan: Plan, index: int, conditioning: Conditioning, run: Run, stopwatch: "_Stopwatch", emit: Callable[[Event], None]
+    plan: Plan,
+    index: int,
+    stages: Sequence[Stage],
+    run: Run,
+    stopwatch: "_Stopwatch",
+    emit: Callable[[Event], None],
 ) -> None:
     seed = plan.seeds[index]
     evaluation = 0
@@ -80,9 +85,9 @@ async def _picture(
         emit(Evaluated(index, evaluation))
 
     with stopwatch.phase("denoising"):
-        latents = await denoise(plan, conditioning, seed, run, evaluated)
+        latents = await denoise(plan, stages, seed, run, evaluated)
     with stopwatch.phase("decoding"):
-        pixels = await plan.engine.family.decode(latents, plan.engine, run)
+        pixels = await plan.engine.family.decode(latents, plan.engine.card, run)
     with stopwatch.phase("encoding"):
         data = await asyncio.to_thread(plan.encoding.encode, pixels, parameters(plan, seed))
     emit(Picture(index, seed, data))
@@ -90,21 +95,23 @@ async def _picture(
 
 def parameters(plan: Plan, seed: int) -> str:
     """What a picture's file says of how it was made, as the JSON of the `GenerateRequest` that makes it again."""
-    return json.dumps(
-        {
-            "engine": plan.engine.card.name,
-            "prompt": plan.prompt,
-            "negative_prompt": plan.negative_prompt,
-            "cfg_scale": plan.guidance_scale,
-            "steps": plan.steps,
-            "sampler": f"SAMPLER_{plan.sampler.name}",
-            "width": plan.size.width,
-            "height": plan.size.height,
-            "seed": seed,
-            "image_encoding": f"IMAGE_ENCODING_{plan.encoding.name}",
-        },
-        ensure_ascii=False,
-    )
+    fields = {
+        "engine": plan.engine.card.name,
+        "prompt": plan.prompt,
+        "prompt_2": plan.prompt_2,
+        "negative_prompt": plan.negative_prompt,
+        "negative_prompt_2": plan.negative_prompt_2,
+        "cfg_scale": plan.guidance_scale,
+        "steps": plan.steps,
+        "sampler": f"SAMPLER_{plan.sampler.name}",
+        "width": plan.size.width,
+        "height": plan.size.height,
+        "seed": seed,
+        "image_encoding": f"IMAGE_ENCODING_{plan.encoding.name}",
+        "high_noise_frac": plan.high_noise_frac,
+    }
+    left_out = plan.engine.refuses if plan.negated else plan.engine.refuses | {"negative_prompt", "negative_prompt_2"}
+    return json.dumps({name: value for name, value in fields.items() if name not in left_out}, ensure_ascii=False)
 
 
 class _Stopwatch:

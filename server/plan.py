@@ -6,18 +6,20 @@ request is found in one go. Knows nothing of gRPC: a violation is data.
 
 import math
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
 from mediagen.v1 import image_pb2 as pb
 
 from server.catalog import Catalog, Engine
-from server.families.base import Size
+from server.families.base import Size, Text
 from server.pictures import JPEG, PNG, Encoding
 from server.samplers import SAMPLERS
-from server.samplers.base import Sampler
+from server.samplers.base import Sampler, Trajectory
+from server.tokenizer import Tokens
 
 MAX_PROMPT = 10_000  # characters
 MAX_GUIDANCE_SCALE = 50.0
@@ -35,7 +37,9 @@ _READ = frozenset(
     {
         "engine",
         "prompt",
+        "prompt_2",
         "negative_prompt",
+        "negative_prompt_2",
         "cfg_scale",
         "steps",
         "width",
@@ -45,15 +49,18 @@ _READ = frozenset(
         "seeds",
         "sampler",
         "image_encoding",
+        "high_noise_frac",
+        "use_refiner",
     }
 )
-# Fields outside `_READ` may be sent with the value that asks for nothing.
+_HIGH_NOISE_FRAC = 0.8
+# Fields that are not served, or not by the engine, may be sent with the value that asks for nothing.
 _NO_OPS: dict[str, object] = {
     "strength": 0.8,
     "inpaint_full_res_padding": 32,
     "controlnet_preprocess": True,
     "controlnet_conditioning_scale": 1.0,
-    "high_noise_frac": 0.8,
+    "high_noise_frac": _HIGH_NOISE_FRAC,
     "use_refiner": True,
     "ip_adapter_method": pb.IP_ADAPTER_METHOD_FULL,
     "ip_adapter_mode": pb.IP_ADAPTER_MODE_BASE,
@@ -83,14 +90,18 @@ class Plan:
 
     engine: Engine
     prompt: str
+    prompt_2: str  # a copy of `prompt` where the request has none
+    negated: bool  # whether the request has a negative prompt, be it empty: SDXL tells none from an empty one
     negative_prompt: str
-    prompt_ids: tuple[int, ...]  # 77 token ids
-    negative_prompt_ids: tuple[int, ...]  # 77 token ids
+    negative_prompt_2: str  # a copy of `negative_prompt` where the request has none
+    prompt_ids: Mapping[Text, tuple[int, ...]]  # of each text that the engine reads
+    negative_prompt_ids: Mapping[Text, tuple[int, ...]]
     guidance_scale: float
     size: Size
     seeds: tuple[int, ...]  # one a picture
     sampler: Sampler
     steps: int
+    high_noise_frac: float  # share of the timesteps before the refiner's; 1 where none takes part
     encoding: Encoding
     notices: tuple[str, ...]  # what was cut on the way, in sentences
 
@@ -103,6 +114,23 @@ class Plan:
     def evaluations(self) -> int:
         """Of the denoising network, for one picture."""
         return self.sampler.evaluations(self.steps)
+
+    @cached_property
+    def trajectory(self) -> Trajectory:
+        """The levels of a picture's denoising."""
+        return self.sampler.trajectory(self.engine.schedule, self.steps)
+
+    def evaluations_before(self, share: float) -> int:
+        """How many of the levels, not counting the last, lie in a share of the timesteps that begins at the noisy end.
+        The cut is that of diffusers' `denoising_end` and `denoising_start`."""
+        timesteps = self.engine.card.scheduler.num_train_timesteps
+        cutoff = round(timesteps - share * timesteps)
+        return sum(level.time >= cutoff for level in self.trajectory.levels[:-1])
+
+    def token_ids(self, text: Text) -> tuple[tuple[int, ...], ...]:
+        """The rows of a text: (negative, positive) where guidance is on, else (positive,)."""
+        positive = self.prompt_ids[text]
+        return (self.negative_prompt_ids[text], positive) if self.guided else (positive,)
 
 
 def plan(request: pb.GenerateRequest, catalog: Catalog) -> Plan:
@@ -118,32 +146,55 @@ def plan(request: pb.GenerateRequest, catalog: Catalog) -> Plan:
     violations += wrong
     seeds, wrong = _seeds(request)
     violations += wrong
-    sampler, wrong = _sampler(request)
+    sampler, wrong = _sampler(request, engine)
     violations += wrong
-    violations += _numbers(request, sampler)
+    violations += _numbers(request, sampler, frozenset() if engine is None else engine.refuses)
     if request.image_encoding not in _ENCODINGS:
         violations.append(Violation("image_encoding", f"{request.image_encoding} is none of JPEG and PNG"))
     if violations or engine is None:
         raise InvalidRequest(tuple(violations))
-    prompt, negative_prompt = (engine.tokenizer.tokens(text) for text in (request.prompt, request.negative_prompt))
-    cuts = {"prompt": prompt.cut, "negative_prompt": negative_prompt.cut}
+    fields = {  # whose text stands for each
+        "prompt": "prompt",
+        "prompt_2": "prompt_2" if request.prompt_2 else "prompt",
+        "negative_prompt": "negative_prompt",
+        "negative_prompt_2": "negative_prompt_2" if request.negative_prompt_2 else "negative_prompt",
+    }
+    texts: dict[str, str] = {field: getattr(request, source) for field, source in fields.items()}
+    tokens = {
+        (text, field): engine.tokenizers[text.engine].tokens(texts[field])
+        for text in engine.family.texts(engine.card)
+        for field in (text.field, f"negative_{text.field}")
+    }
+    refined = "use_refiner" not in engine.refuses and (request.use_refiner or not request.HasField("use_refiner"))
     return Plan(
         engine=engine,
-        prompt=request.prompt,
-        negative_prompt=request.negative_prompt,
-        prompt_ids=prompt.ids,
-        negative_prompt_ids=negative_prompt.ids,
+        prompt=texts["prompt"],
+        prompt_2=texts["prompt_2"],
+        negated=request.HasField("negative_prompt") or bool(request.negative_prompt_2),
+        negative_prompt=texts["negative_prompt"],
+        negative_prompt_2=texts["negative_prompt_2"],
+        prompt_ids={text: found.ids for (text, field), found in tokens.items() if field == text.field},
+        negative_prompt_ids={text: found.ids for (text, field), found in tokens.items() if field != text.field},
         guidance_scale=_given(request, "cfg_scale", 12.0),
         size=size,
         seeds=seeds,
         sampler=sampler,
         steps=_given(request, "steps", 30),
+        high_noise_frac=_given(request, "high_noise_frac", _HIGH_NOISE_FRAC) if refined else 1.0,
         encoding=_ENCODINGS[request.image_encoding],
-        notices=tuple(
-            f"{field} is longer than {engine.card.name} reads (77 tokens); not used was: {cut!r}"
-            for field, cut in cuts.items()
-            if cut
-        ),
+        notices=_cuts({(fields[field], text.engine): found for (text, field), found in tokens.items()}),
+    )
+
+
+def _cuts(tokens: Mapping[tuple[str, str], Tokens]) -> tuple[str, ...]:
+    """What text engines leave out of a request's fields, in sentences; by field and engine."""
+    readers: dict[tuple[str, str, int], list[str]] = {}
+    for (field, engine), found in tokens.items():
+        if found.cut:
+            readers.setdefault((field, found.cut, len(found.ids)), []).append(engine)
+    return tuple(
+        f"{field} is longer than {' and '.join(engines)} can read ({count} tokens); not used was: {cut!r}"
+        for (field, cut, count), engines in readers.items()
     )
 
 
@@ -154,10 +205,11 @@ def _given(request: pb.GenerateRequest, field: str, default: Number) -> Number:
 
 def _unserved(request: pb.GenerateRequest, engine: Engine | None) -> Iterator[Violation]:
     """Fields that ask for what the engine does not have, or for what this version does not do on any."""
+    refused = frozenset() if engine is None else engine.refuses
     for field, value in request.ListFields():
-        if field.name in _READ or _asks_nothing(field, value):
+        if field.name in _READ - refused or _asks_nothing(field, value):
             continue
-        if engine is not None and field.name in engine.family.refuses:
+        if engine is not None and field.name in refused:
             yield Violation(field.name, f"{engine.card.name} does not have it; leave it out")
         else:
             yield Violation(field.name, "not available in this version; leave it out")
@@ -172,13 +224,13 @@ def _asks_nothing(field: FieldDescriptor, value: object) -> bool:
 def _texts(request: pb.GenerateRequest) -> Iterator[Violation]:
     if not request.prompt:
         yield Violation("prompt", f"empty; say in 1 to {MAX_PROMPT:,} characters what the picture shows")
-    for field in ("prompt", "negative_prompt"):
+    for field in ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2"):
         length = len(getattr(request, field))
         if length > MAX_PROMPT:
             yield Violation(field, f"{length:,} characters; at most {MAX_PROMPT:,} are allowed")
 
 
-def _numbers(request: pb.GenerateRequest, sampler: Sampler) -> Iterator[Violation]:
+def _numbers(request: pb.GenerateRequest, sampler: Sampler, refused: frozenset[str]) -> Iterator[Violation]:
     guidance_scale = _given(request, "cfg_scale", 12.0)
     if not (math.isfinite(guidance_scale) and 0 < guidance_scale <= MAX_GUIDANCE_SCALE):
         yield Violation("cfg_scale", f"{guidance_scale:g} is not above 0 and at most {MAX_GUIDANCE_SCALE:g}")
@@ -188,6 +240,9 @@ def _numbers(request: pb.GenerateRequest, sampler: Sampler) -> Iterator[Violatio
     images = _given(request, "num_images", 1)
     if not 1 <= images <= MAX_IMAGES:
         yield Violation("num_images", f"{images} is not in 1..{MAX_IMAGES}")
+    high_noise_frac = _given(request, "high_noise_frac", _HIGH_NOISE_FRAC)
+    if "high_noise_frac" not in refused and not 0 <= high_noise_frac <= 1:
+        yield Violation("high_noise_frac", f"{high_noise_frac:g} is not in 0..1")
 
 
 def _size(request: pb.GenerateRequest, engine: Engine | None) -> tuple[Size, list[Violation]]:
@@ -232,16 +287,17 @@ def _seeds(request: pb.GenerateRequest) -> tuple[tuple[int, ...], list[Violation
     return tuple(given.get(f"seeds[{i}]", secrets.randbelow(SEEDS)) for i in range(images)), violations
 
 
-def _sampler(request: pb.GenerateRequest) -> tuple[Sampler, list[Violation]]:
-    default = SAMPLERS["DDIM"]
-    if request.sampler == pb.SAMPLER_UNSPECIFIED:
+def _sampler(request: pb.GenerateRequest, engine: Engine | None) -> tuple[Sampler, list[Violation]]:
+    samplers = SAMPLERS if engine is None else engine.family.samplers
+    default = next(iter(samplers.values()))
+    if request.sampler == pb.SAMPLER_UNSPECIFIED or (engine is not None and "sampler" in engine.refuses):
         return default, []
     known = pb.Sampler.values()
     name = (
         pb.Sampler.Name(request.sampler).removeprefix("SAMPLER_") if request.sampler in known else str(request.sampler)
     )
-    if name in SAMPLERS:
-        return SAMPLERS[name], []
+    if name in samplers:
+        return samplers[name], []
     return default, [
-        Violation("sampler", f"{name} is not available in this version; allowed are {', '.join(SAMPLERS)}")
+        Violation("sampler", f"{name} is not available in this version; allowed are {', '.join(samplers)}")
     ]

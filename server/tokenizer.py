@@ -1,4 +1,4 @@
-"""Text to the token ids of one CLIP chunk. Knows nothing of engines or prompts' meaning."""
+"""Text to the token ids that one text engine takes. Knows nothing of engines or prompts' meaning."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +10,12 @@ from tokenizers import Tokenizer
 class Tokens:
     """A text as the text encoder reads it."""
 
-    ids: tuple[int, ...]  # 77: start, the text's, end, padding
+    ids: tuple[int, ...]  # the text's, between what the encoder wants before and behind it; always as many
     cut: str  # the end of the text that does not fit into them, empty where all of it does
 
 
-class ClipTokenizer:
-    """A checkpoint's own tokenizer, as its exporter wrote it: 77 ids, start and end tokens in, the rest padding."""
+class TextTokenizer:
+    """A checkpoint's own tokenizer, as its exporter wrote it: cut and padded to a fixed count, CLIP's to 77."""
 
     def __init__(self, path: Path) -> None:
         """Raises `ValueError` naming the file when it cannot be read."""
@@ -25,7 +25,7 @@ class ClipTokenizer:
             raise ValueError(f"{path} is not a tokenizer: {error}; export the checkpoint again") from error
 
     def tokens(self, text: str) -> Tokens:
-        """The text's first 77 tokens, and what they leave out. 10,000 emojis take some 40 ms: ask once a text."""
+        """The tokens of a text, and what they leave out of it. 10,000 emojis take some 40 ms: ask once a text."""
         encoding = self._tokenizer.encode(text)
         kept = max(end for _, end in encoding.offsets) if encoding.overflowing else len(text)
         return Tokens(tuple(encoding.ids), text[kept:].strip())

@@ -3,8 +3,8 @@
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
-from json import dumps
+from dataclasses import asdict
+from json import dumps, loads
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from server.catalog import Catalog, read_catalog
 from server.engines.port import Array, Spec, Tensors
 from server.families.base import Size
 from server.families.card import Card
+from server.levels import Scheduler
 from server.pipeline import Picture, generate
 from server.plan import plan
 from server.samplers import SAMPLERS
@@ -27,7 +28,9 @@ TOY_FAMILY = '''
 import numpy as np
 
 from server.engines.port import Port, Spec
-from server.families.base import Conditioning, Family, Size
+from server.families.base import Family, Size, Stage, Text
+from server.families.card import Card
+from server.samplers import SAMPLERS
 
 
 def engines(card):
@@ -39,23 +42,31 @@ def engines(card):
     return words, net
 
 
-async def condition(plan, engine, run):
-    words, net = engines(engine.card)
-    texts = (plan.negative_prompt_ids, plan.prompt_ids) if plan.guided else (plan.prompt_ids,)
-    ids = np.array(texts, np.int64)
-    return Conditioning(net, await run(words, {"ids": ids}))
+def texts(card):
+    return (Text(f"{card.name}_words", "prompt"),)
 
 
-async def decode(latents, engine, run):
+async def condition(plan, card, run):
+    words, net = engines(card)
+    (text,) = texts(card)
+    ids = np.array(plan.token_ids(text), np.int64)
+    return (Stage(net, await run(words, {"ids": ids}), until=1.0),)
+
+
+async def decode(latents, card, run):
     return (np.clip(latents[:3], -1, 1) * 127 + 128).astype(np.uint8).transpose(1, 2, 0)
 
 
 FAMILY = Family(
     name="toy",
+    card=Card,
     sizes=(Size(64, 48),),
     default_size=Size(64, 48),
-    refuses=frozenset(),
+    refuses=lambda card: frozenset({"prompt_2"}),
+    samplers=SAMPLERS,
     engines=engines,
+    used=lambda plan, card: engines(card),
+    texts=texts,
     condition=condition,
     decode=decode,
 )
@@ -69,7 +80,8 @@ def toy_catalog(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatc
     folder.mkdir()
     (folder / "toy.py").write_text(TOY_FAMILY)
     monkeypatch.setattr(server.families, "__path__", [*server.families.__path__, str(folder)])
-    card = replace(Card.read(repository / "sd15.json"), name="toy", family="toy", pixels_per_latent=1)
+    scheduler = loads((repository / "sd15.json").read_text())["scheduler"]
+    card = Card("toy", "toy", "a toy", "nowhere", 4, 1, Scheduler(**scheduler))
     models = tmp_path / "models"
     (models / "toy_words").mkdir(parents=True)
     shutil.copy(repository / "sd15_text_encoder" / "tokenizer.json", models / "toy_words")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from diffusers import PNDMScheduler
 
-from server.families.card import Scheduler
 from server.levels import (
     CLEAN_FROM,
     NoiseSchedule,
+    Scheduler,
     clean_from_eps,
     clean_from_v,
     karras_ks,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, TypeVar
 
 from server.engines.port import Array, Spec, Tensors
 from server.families.card import Card
+from server.samplers.base import Sampler
 
 if TYPE_CHECKING:
-    from server.catalog import Engine
     from server.plan import Plan
+
+AnyCard = TypeVar("AnyCard", bound=Card)
 
 Run = Callable[[Spec, Tensors], Awaitable[Mapping[str, Array]]]  # one execution of an engine
 
@@ -27,28 +30,51 @@ class Size(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Conditioning:
-    """What the denoising network is told besides the sample and the timestep.
+class Text:
+    """A text of a request as one engine reads it. The negative of `prompt_2` is `negative_prompt_2`."""
+
+    engine: str  # its folder in the model repository holds the tokenizer
+    field: Literal["prompt", "prompt_2"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the denoising: which network does it, and what that is told besides the sample and the timestep.
 
     `inputs` has the rows of one picture: (negative, positive) where guidance is on, else (positive,).
     """
 
     denoiser: Spec
     inputs: Mapping[str, Array]
+    until: float  # where it ends: a share of the timesteps, from the noisy end; the last stage has 1.0
 
 
 @dataclass(frozen=True)
-class Family:
+class Family(Generic[AnyCard]):
     """One architecture.
 
-    `condition` turns a plan's texts into conditioning; `decode` turns latents (c h w, float32, as denoised) into pixels
-    (height width 3, uint8). Both get the engine and a way to run its networks.
+    `condition` turns a plan's texts into stages, in order; `decode` turns latents (c h w, float32, as denoised) into
+    pixels (height width 3, uint8). Both get a way to run the engines of the card.
     """
 
     name: str
+    card: type[AnyCard]  # what its checkpoints differ in
     sizes: tuple[Size, ...]  # exactly these
     default_size: Size
-    refuses: frozenset[str]  # request fields that ask for what this architecture does not have
-    engines: Callable[[Card], tuple[Spec, ...]]  # in the order of their first use
-    condition: Callable[[Plan, Engine, Run], Awaitable[Conditioning]]
-    decode: Callable[[Array, Engine, Run], Awaitable[Array]]
+    refuses: Callable[[AnyCard], frozenset[str]]  # request fields that ask for what a checkpoint does not have
+    samplers: Mapping[str, Sampler]  # by name in a request; the first is the default
+    engines: Callable[[AnyCard], tuple[Spec, ...]]  # in the order of their first use
+    used: Callable[[Plan, AnyCard], tuple[Spec, ...]]  # those of `engines` that a plan runs
+    texts: Callable[[AnyCard], tuple[Text, ...]]
+    condition: Callable[[Plan, AnyCard, Run], Awaitable[tuple[Stage, ...]]]
+    decode: Callable[[Array, AnyCard, Run], Awaitable[Array]]
+
+
+async def together(*executions: Awaitable[Mapping[str, Array]]) -> list[Mapping[str, Array]]:
+    """The outputs of executions that run side by side. The first that fails ends the others."""
+    tasks = [asyncio.ensure_future(execution) for execution in executions]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()

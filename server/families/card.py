@@ -1,53 +1,43 @@
 """A card: one checkpoint of a family, as data. The exporter writes it, the gateway reads it; neither knows the other.
 
-A model repository holds `<name>.json` (this card) beside the folders of its engines.
+A model repository holds `<name>.json` (this card) beside the folders of its engines. A family adds its own fields in a
+subclass, in its own file; a card's JSON has them beside the common ones.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-
-@dataclass(frozen=True)
-class Scheduler:
-    """The noise schedule the checkpoint was trained with, in diffusers' own terms."""
-
-    num_train_timesteps: int
-    beta_start: float
-    beta_end: float
-    beta_schedule: str  # "linear" or "scaled_linear"
-    prediction_type: str  # "epsilon" or "v_prediction"
-    steps_offset: int
-    set_alpha_to_one: bool
-    timestep_spacing: str | None = None  # None: the config names none and each sampler's own default holds
-
-
-@dataclass(frozen=True)
-class FlowScheduler:
-    """The schedule of a flow-matching checkpoint, in diffusers' own terms."""
-
-    num_train_timesteps: int
-    shift: float  # more than 1: more of the steps at high noise
+from server.levels import FlowScheduler, Scheduler
 
 
 @dataclass(frozen=True)
 class Card:
-    """Everything about a checkpoint that its family's code does not fix."""
+    """What is said of every checkpoint."""
 
     name: str  # the engine's name in a request, e.g. "sd15"
     family: str  # the file in server/families that knows its shape
     title: str  # one line for people
     source: str  # where the weights came from: a hub id with its revision, or a folder's name
-    text_width: int  # channels of the text states
     latent_channels: int
     pixels_per_latent: int  # 8 for SD 1.5: a 512x512 picture has 64x64 latents
-    scheduler: Scheduler
+    scheduler: Scheduler | FlowScheduler
 
-    @staticmethod
-    def read(path: Path) -> "Card":
-        """Raises `ValueError` naming the file and the field when it is not a card."""
-        try:
-            fields = json.loads(path.read_text())
-            return Card(**{**fields, "scheduler": Scheduler(**fields["scheduler"])})
-        except (TypeError, KeyError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is not a card of this version: {error}; export the checkpoint again") from error
+
+def read_card(path: Path, types: Mapping[str, type[Card]]) -> Card:
+    """The card in a file; `types` are those of the families, by name. Raises `ValueError` naming the file and the field
+    when it is none."""
+    try:
+        fields = json.loads(path.read_text())
+        family = fields["family"]
+        if family in types:
+            return types[family](**{**fields, "scheduler": _scheduler(fields["scheduler"])})
+    except (TypeError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a card of this version: {error}; export the checkpoint again") from error
+    raise ValueError(f"{path} names the family {family!r}; this version has {', '.join(sorted(types))}")
+
+
+def _scheduler(fields: Mapping[str, Any]) -> Scheduler | FlowScheduler:
+    return FlowScheduler(**fields) if "shift" in fields else Scheduler(**fields)

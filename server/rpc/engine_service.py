@@ -6,7 +6,6 @@ from mediagen.v1 import engine_pb2_grpc, image_pb2
 from server.catalog import Catalog, Engine
 from server.engines.port import Engines
 from server.rpc.interceptor import Context
-from server.samplers import SAMPLERS
 
 
 class EngineService(engine_pb2_grpc.EngineServiceServicer):
@@ -31,6 +30,6 @@ def _engine(engine: Engine, ready: frozenset[str]) -> pb.Engine:
         state=pb.ENGINE_STATE_READY if ready.issuperset(models) else pb.ENGINE_STATE_UNAVAILABLE,
         sizes=[image_pb2.Size(width=size.width, height=size.height) for size in engine.family.sizes],
         default_size=image_pb2.Size(width=engine.family.default_size.width, height=engine.family.default_size.height),
-        samplers=[f"SAMPLER_{name}" for name in SAMPLERS],
+        samplers=() if "sampler" in engine.refuses else [f"SAMPLER_{name}" for name in engine.family.samplers],
         models=models,
     )

@@ -70,20 +70,24 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
 
 
 def effective(what: Plan) -> pb.EffectiveParameters:
-    """A plan in the words of the API."""
+    """A plan in the words of the API. What the engine does not have is left out."""
+    refuses = what.engine.refuses
     return pb.EffectiveParameters(
         engine=what.engine.card.name,
         prompt=what.prompt,
-        negative_prompt=what.negative_prompt,
+        prompt_2="" if "prompt_2" in refuses else what.prompt_2,
+        negative_prompt=what.negative_prompt if what.negated else None,
+        negative_prompt_2=what.negative_prompt_2 if what.negated and "negative_prompt_2" not in refuses else None,
         cfg_scale=what.guidance_scale,
         steps=what.steps,
         evaluations=what.evaluations,
         width=what.size.width,
         height=what.size.height,
         seeds=what.seeds,
-        sampler=f"SAMPLER_{what.sampler.name}",
+        sampler=pb.SAMPLER_UNSPECIFIED if "sampler" in refuses else f"SAMPLER_{what.sampler.name}",
         image_encoding=f"IMAGE_ENCODING_{what.encoding.name}",
-        models=[spec.name for spec in what.engine.specs],
+        models=[spec.name for spec in what.engine.family.used(what, what.engine.card)],
+        high_noise_frac=None if "high_noise_frac" in refuses else what.high_noise_frac,
     )
 
 

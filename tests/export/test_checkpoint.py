@@ -8,7 +8,8 @@ import pytest
 from export import ExportError
 from export.checkpoint import Checkpoint, choose_weights, needed_files, open_checkpoint
 from export.recipes import sd15
-from server.families.card import Card, Scheduler
+from server.families.sd15 import Sd15Card
+from server.levels import Scheduler
 
 SCHEDULER = "scheduler/scheduler_config.json"
 
@@ -75,7 +76,7 @@ def test_a_half_precision_variant_is_read_where_there_is_one(changed: Callable[.
 
 
 def test_the_card_says_what_the_checkpoint_says(checkpoint: Checkpoint) -> None:
-    assert sd15.card(checkpoint, "tiny", "a tiny one", None) == Card(
+    assert sd15.card(checkpoint, "tiny", "a tiny one", None) == Sd15Card(
         name="tiny",
         family="sd15",
         title="a tiny one",

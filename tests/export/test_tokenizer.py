@@ -12,7 +12,7 @@ from export import ExportError
 from export.checkpoint import Checkpoint
 from export.recipes import clip_tokenizer
 from export.tokenizer import write_tokenizer
-from server.tokenizer import ClipTokenizer
+from server.tokenizer import TextTokenizer
 
 CLIP = clip_tokenizer("tokenizer")
 ODD = (
@@ -46,7 +46,7 @@ def test_two_hundred_odd_strings_give_the_ids_of_the_checkpoints_own_tokenizer(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     write_tokenizer(CLIP, checkpoint, "text_encoder", 77, tmp_path / "tokenizer.json")
-    ours = ClipTokenizer(tmp_path / "tokenizer.json")
+    ours = TextTokenizer(tmp_path / "tokenizer.json")
     theirs = CLIPTokenizer.from_pretrained(checkpoint.path("tokenizer"))
     for text in odd_strings():
         expected = theirs(text, padding="max_length", max_length=77, truncation=True).input_ids
@@ -58,7 +58,7 @@ def test_merges_and_words_ends_are_used(checkpoint: Checkpoint, tmp_path: Path) 
     write_tokenizer(CLIP, checkpoint, "text_encoder", 77, tmp_path / "tokenizer.json")
     vocabulary = json.loads(checkpoint.path("tokenizer/vocab.json").read_text())
     start, end = vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"]
-    ids = ClipTokenizer(tmp_path / "tokenizer.json").tokens("The  red sun").ids
+    ids = TextTokenizer(tmp_path / "tokenizer.json").tokens("The  red sun").ids
     assert ids == (start, vocabulary["the</w>"], vocabulary["red</w>"], vocabulary["sun</w>"], *[end] * 73)
 
 

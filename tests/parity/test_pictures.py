@@ -64,9 +64,9 @@ def plan_of(subject: Subject, sampler: str, steps: int, size: Size, guidance_sca
 
 async def ours(subject: Subject, made: Plan, run: Any) -> tuple[np.ndarray, np.ndarray]:
     """Latents (c h w) and pixels (height width 3)."""
-    conditioning = await subject.engine.family.condition(made, subject.engine, run)
-    latents = await denoise(made, conditioning, SEED, run, lambda: None)
-    return latents, await subject.engine.family.decode(latents, subject.engine, run)
+    stages = await subject.engine.family.condition(made, subject.engine.card, run)
+    latents = await denoise(made, stages, SEED, run, lambda: None)
+    return latents, await subject.engine.family.decode(latents, subject.engine.card, run)
 
 
 def theirs(subject: Subject, made: Plan) -> tuple[np.ndarray, np.ndarray]:
@@ -120,8 +120,8 @@ async def test_a_seed_gives_the_picture_that_diffusers_gives(
 
 async def test_without_guidance_only_the_positive_half_runs(subject: Subject, run: Any) -> None:
     made = plan_of(subject, "DDIM", 5, SIZES[0], 1.0)
-    conditioning = await subject.engine.family.condition(made, subject.engine, run)
-    assert all(len(tensor) == 1 for tensor in conditioning.inputs.values())
+    (stage,) = await subject.engine.family.condition(made, subject.engine.card, run)
+    assert all(len(tensor) == 1 for tensor in stage.inputs.values())
     latents, _ = await ours(subject, made, run)
     assert relative(latents, theirs(subject, made)[0]) < LATENTS_TOLERANCE
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from server.families.card import FlowScheduler
-from server.levels import Array, clean_from_flow, noise_schedule
+from server.levels import Array, FlowScheduler, clean_from_flow, noise_schedule
 from server.noise import NoiseStream
 from server.samplers import SAMPLERS
 from server.samplers.base import Estimate

@@ -19,8 +19,7 @@ from diffusers import (
     PNDMScheduler,
 )
 
-from server.families.card import Scheduler
-from server.levels import Array, Level, NoiseSchedule, noise_schedule
+from server.levels import Array, Level, NoiseSchedule, Scheduler, noise_schedule
 from server.noise import NoiseStream
 from server.samplers import SAMPLERS
 from server.samplers.base import Estimate, Sampler, Sampling, Trajectory
