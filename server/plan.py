@@ -56,6 +56,7 @@ _READ = frozenset(
 _HIGH_NOISE_FRAC = 0.8
 # Fields that are not served, or not by the engine, may be sent with the value that asks for nothing.
 _NO_OPS: dict[str, object] = {
+    "sampler": pb.SAMPLER_DDIM,  # where there is no choice
     "strength": 0.8,
     "inpaint_full_res_padding": 32,
     "controlnet_preprocess": True,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from server.plan import Plan
 
 AnyCard = TypeVar("AnyCard", bound=Card)
+Result = TypeVar("Result")
 
 Run = Callable[[Spec, Tensors], Awaitable[Mapping[str, Array]]]  # one execution of an engine
 
@@ -70,9 +71,9 @@ class Family(Generic[AnyCard]):
     decode: Callable[[Array, AnyCard, Run], Awaitable[Array]]
 
 
-async def together(*executions: Awaitable[Mapping[str, Array]]) -> list[Mapping[str, Array]]:
-    """The outputs of executions that run side by side. The first that fails ends the others."""
-    tasks = [asyncio.ensure_future(execution) for execution in executions]
+async def together(*works: Awaitable[Result]) -> list[Result]:
+    """The results of what runs side by side, in order. The first that fails ends the others."""
+    tasks = [asyncio.ensure_future(work) for work in works]
     try:
         return await asyncio.gather(*tasks)
     finally:

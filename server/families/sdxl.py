@@ -1,0 +1,215 @@
+"""Stable Diffusion XL: two CLIP text encoders, a UNet that is told the picture's size, and maybe a refiner.
+
+The refiner is a second UNet, for the last part of the denoising: it reads the second encoder only and is told an
+aesthetic score. SSD-1B is a checkpoint of this shape, with fewer blocks and no refiner.
+
+Source: Podell et al., "SDXL: Improving Latent Diffusion Models for High-Resolution Image Synthesis" (2023). What is
+encoded, and how, is as in diffusers: StableDiffusionXLPipeline, and StableDiffusionXLImg2ImgPipeline for the refiner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from server.engines.port import Port, Spec, Tensors
+from server.families.base import Family, Run, Size, Stage, Text, together
+from server.families.card import Card
+from server.families.parts import CLIP_TOKENS, MAX_ROWS, MEGAPIXEL_SIZES, decode, vae_decoder
+from server.samplers import SAMPLERS
+
+if TYPE_CHECKING:
+    from server.plan import Plan
+
+AESTHETIC_SCORE = 6.0  # what the refiner is told of the positive half; diffusers' default
+NEGATIVE_AESTHETIC_SCORE = 2.5
+BASE_TIME_IDS = 6  # original height and width, top and left of the crop, target height and width
+REFINER_TIME_IDS = 5  # original height and width, top and left of the crop, aesthetic score
+
+
+@dataclass(frozen=True)
+class SdxlCard(Card):
+    """A checkpoint of SDXL's shape."""
+
+    text_width: int  # channels of the first encoder's states
+    text_2_width: int  # of the second one's
+    pooled_width: int  # of the second one's summary of a text
+    zeros_for_no_negative: bool  # whether the base was trained with zeros for no text (force_zeros_for_empty_prompt)
+    refiner: bool  # whether the repository holds one
+
+
+def text_encoder(card: SdxlCard) -> Spec:
+    """The smaller one, CLIP-L as published."""
+    return Spec(
+        name=f"{card.name}_text_encoder",
+        inputs=(Port("input_ids", "int64", ("rows", CLIP_TOKENS)),),
+        outputs=(Port("hidden_states", "float32", ("rows", CLIP_TOKENS, card.text_width)),),  # before the last layer
+        max_rows=MAX_ROWS,
+    )
+
+
+def text_encoder_2(card: SdxlCard) -> Spec:
+    """The larger one, CLIP-bigG as published."""
+    return Spec(
+        name=f"{card.name}_text_encoder_2",
+        inputs=(Port("input_ids", "int64", ("rows", CLIP_TOKENS)),),
+        outputs=(
+            Port("hidden_states", "float32", ("rows", CLIP_TOKENS, card.text_2_width)),  # before the last layer
+            Port("pooled", "float32", ("rows", card.pooled_width)),  # projected, of the end token
+        ),
+        max_rows=MAX_ROWS,
+    )
+
+
+def unet(card: SdxlCard) -> Spec:
+    """The base model."""
+    return _denoiser(f"{card.name}_unet", card, card.text_width + card.text_2_width, BASE_TIME_IDS)
+
+
+def refiner(card: SdxlCard) -> Spec:
+    """The second UNet of a card that has one."""
+    return _denoiser(f"{card.name}_refiner", card, card.text_2_width, REFINER_TIME_IDS)
+
+
+def _denoiser(name: str, card: SdxlCard, text_width: int, time_ids: int) -> Spec:
+    latent = ("rows", card.latent_channels, "height", "width")  # in latent pixels
+    return Spec(
+        name=name,
+        inputs=(
+            Port("sample", "float32", latent),  # alpha * clean + sigma * noise, about unit variance
+            Port("timestep", "float32", ("rows",)),  # 0..999, fractions allowed
+            Port("encoder_hidden_states", "float32", ("rows", "tokens", text_width)),
+            Port("text_embeds", "float32", ("rows", card.pooled_width)),
+            Port("time_ids", "float32", ("rows", time_ids)),
+        ),
+        outputs=(Port("prediction", "float32", latent),),
+        max_rows=MAX_ROWS,
+    )
+
+
+def engines(card: SdxlCard) -> tuple[Spec, ...]:
+    """All of a checkpoint."""
+    denoisers = (unet(card), refiner(card)) if card.refiner else (unet(card),)
+    return (text_encoder(card), text_encoder_2(card), *denoisers, vae_decoder(card))
+
+
+def used(plan: Plan, card: SdxlCard) -> tuple[Spec, ...]:
+    """A UNet that has no step is left out, and so is the encoder that only the base reads."""
+    base = (text_encoder(card), text_encoder_2(card), unet(card)) if _has_base(plan) else (text_encoder_2(card),)
+    return (*base, *((refiner(card),) if _has_refiner(plan) else ()), vae_decoder(card))
+
+
+def _has_base(plan: Plan) -> bool:
+    return plan.evaluations_before(plan.high_noise_frac) > 0
+
+
+def _has_refiner(plan: Plan) -> bool:
+    return plan.evaluations_before(plan.high_noise_frac) < plan.evaluations_before(1.0)
+
+
+def texts(card: SdxlCard) -> tuple[Text, ...]:
+    """The refiner's pipeline gives its only encoder `prompt`, where the base gives the same encoder `prompt_2`."""
+    base = (_base_text(card), _base_text_2(card))
+    return (*base, _refiner_text(card)) if card.refiner else base
+
+
+def _base_text(card: SdxlCard) -> Text:
+    return Text(text_encoder(card).name, "prompt")
+
+
+def _base_text_2(card: SdxlCard) -> Text:
+    return Text(text_encoder_2(card).name, "prompt_2")
+
+
+def _refiner_text(card: SdxlCard) -> Text:
+    return Text(text_encoder_2(card).name, "prompt")
+
+
+_Ids = tuple[int, ...]  # of one text
+_Rows = tuple[_Ids, ...]
+_Encoded = Mapping[_Ids, Tensors]  # by text; no batch axis
+
+
+async def condition(plan: Plan, card: SdxlCard, run: Run) -> tuple[Stage, ...]:
+    """The stages that have a step. The encoders run side by side, each once."""
+    first: _Rows = ()
+    second: _Rows = ()
+    alone: _Rows = ()  # the refiner's
+    if _has_base(plan):
+        first, second = (_base_rows(plan, card, text) for text in (_base_text(card), _base_text_2(card)))
+    if _has_refiner(plan):
+        alone = plan.token_ids(_refiner_text(card))
+    states, states_2 = await together(
+        _encode(text_encoder(card), first, run), _encode(text_encoder_2(card), (*second, *alone), run)
+    )
+    base = (_base(plan, card, _stack(states, first), _stack(states_2, second)),) if first else ()
+    return (*base, _refined(plan, card, _stack(states_2, alone))) if alone else base
+
+
+def _base_rows(plan: Plan, card: SdxlCard, text: Text) -> _Rows:
+    """(negative, positive), or (positive,) where no negative half is encoded."""
+    return (plan.prompt_ids[text],) if _has_zeros(plan, card) else plan.token_ids(text)
+
+
+def _has_zeros(plan: Plan, card: SdxlCard) -> bool:
+    """Whether zeros stand for the negative text. A refiner was trained with the empty text instead."""
+    return card.zeros_for_no_negative and not plan.negated
+
+
+def _base(plan: Plan, card: SdxlCard, encoded: Tensors, encoded_2: Tensors) -> Stage:
+    texts = {
+        "encoder_hidden_states": np.concatenate([encoded["hidden_states"], encoded_2["hidden_states"]], axis=-1),
+        "text_embeds": encoded_2["pooled"],
+    }  # rows tokens width, rows width
+    if plan.guided and _has_zeros(plan, card):
+        texts = {name: np.concatenate([np.zeros_like(tensor), tensor]) for name, tensor in texts.items()}
+    time_ids = np.array([(*_framing(plan), plan.size.height, plan.size.width)], np.float32)  # 1 6
+    rows = len(texts["text_embeds"])
+    return Stage(unet(card), {**texts, "time_ids": time_ids.repeat(rows, axis=0)}, until=plan.high_noise_frac)
+
+
+def _refined(plan: Plan, card: SdxlCard, encoded: Tensors) -> Stage:
+    scores = (NEGATIVE_AESTHETIC_SCORE, AESTHETIC_SCORE) if plan.guided else (AESTHETIC_SCORE,)
+    inputs = {
+        "encoder_hidden_states": encoded["hidden_states"],  # rows tokens width
+        "text_embeds": encoded["pooled"],  # rows width
+        "time_ids": np.array([(*_framing(plan), score) for score in scores], np.float32),  # rows 5
+    }
+    return Stage(refiner(card), inputs, until=1.0)
+
+
+def _framing(plan: Plan) -> tuple[int, int, int, int]:
+    """As if the picture had been trained on at its own size and uncropped: diffusers' defaults."""
+    return plan.size.height, plan.size.width, 0, 0
+
+
+async def _encode(encoder: Spec, rows: _Rows, run: Run) -> _Encoded:
+    """Each distinct text once, in one call; where there is none, no call."""
+    distinct = tuple(dict.fromkeys(rows))
+    if not distinct:
+        return {}
+    outputs = await run(encoder, {"input_ids": np.array(distinct, np.int64)})
+    return {ids: {name: tensor[row] for name, tensor in outputs.items()} for row, ids in enumerate(distinct)}
+
+
+def _stack(encoded: _Encoded, rows: _Rows) -> Tensors:
+    """The outputs of some rows, with the batch axis."""
+    return {name: np.stack([encoded[ids][name] for ids in rows]) for ids in rows[:1] for name in encoded[ids]}
+
+
+FAMILY = Family(
+    name="sdxl",
+    card=SdxlCard,
+    sizes=MEGAPIXEL_SIZES,
+    default_size=Size(1024, 1024),
+    refuses=lambda card: frozenset() if card.refiner else frozenset({"high_noise_frac", "use_refiner"}),
+    samplers=SAMPLERS,
+    engines=engines,
+    used=used,
+    texts=texts,
+    condition=condition,
+    decode=decode,
+)
