@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import grpc
@@ -21,6 +22,8 @@ from mediagen.v1 import image_pb2 as pb
 
 from server.catalog import Catalog, read_catalog
 from server.engines.port import Spec
+from server.families.sdxl import SdxlCard
+from server.levels import Scheduler
 from server.scheduler import StepScheduler
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,6 +41,24 @@ def repository() -> Path:
 def catalog(repository: Path) -> Catalog:
     """The default engines."""
     return read_catalog(repository)
+
+
+@pytest.fixture(scope="session")
+def sdxl_catalog(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Catalog:
+    """SDXL with its refiner and SSD-1B without one, as data: cards and tokenizers, no networks. The second tokenizers
+    pad with another token than the first, as the published ones do."""
+    folder = tmp_path_factory.mktemp("sdxl")
+    tokenizer = json.loads((repository / "sd15_text_encoder" / "tokenizer.json").read_text())
+    padding = tokenizer["padding"] | {"pad_id": 0, "pad_token": "!"}
+    scheduler = Scheduler(1000, 0.00085, 0.012, "scaled_linear", "epsilon", 1, False, "leading")
+    for name, refiner in (("sdxl", True), ("ssd", False)):
+        card = SdxlCard(name, "sdxl", name, "nowhere", 4, 8, scheduler, 6, 10, 12, True, refiner)
+        folder.joinpath(f"{name}.json").write_text(json.dumps(asdict(card)))
+        for engine, content in (("text_encoder", tokenizer), ("text_encoder_2", tokenizer | {"padding": padding})):
+            path = folder / f"{name}_{engine}" / "tokenizer.json"
+            path.parent.mkdir()
+            path.write_text(json.dumps(content))
+    return read_catalog(folder)
 
 
 @pytest.fixture

@@ -220,20 +220,27 @@ def _change(request: pb.GenerateRequest, field: FieldDescriptor) -> None:
         setattr(request, field.name, values[field.cpp_type])
 
 
-# Their no-op is the only value that means anything without an adapter: True is the documented default.
-ALWAYS_NO_OPS = {"use_refiner", "controlnet_preprocess"}
+# Their no-op is the only value that means anything without an adapter or a refiner: True is the documented default.
+ALWAYS_NO_OPS = {"sd15": {"use_refiner", "controlnet_preprocess"}, "sdxl": {"controlnet_preprocess"}}
+ALWAYS_NO_OPS["ssd"] = ALWAYS_NO_OPS["sd15"]
 
 
+@pytest.mark.parametrize("engine", ALWAYS_NO_OPS)
 @pytest.mark.parametrize("name", [field.name for field in pb.GenerateRequest.DESCRIPTOR.fields])
-def test_changing_any_field_changes_the_plan_or_is_refused_by_name(catalog: Catalog, name: str) -> None:
-    request = pb.GenerateRequest(engine="sd15", prompt="a red house", seed=SEED)
-    before = plan(request, catalog)
+def test_changing_any_field_changes_the_plan_or_is_refused_by_name(
+    catalog: Catalog, sdxl_catalog: Catalog, engine: str, name: str
+) -> None:
+    engines = {**catalog, **sdxl_catalog}
+    request = pb.GenerateRequest(engine=engine, prompt="a red house", seed=SEED)
+    before = plan(request, engines)
     _change(request, pb.GenerateRequest.DESCRIPTOR.fields_by_name[name])
+    if engine == "sdxl" and name == "use_refiner":
+        request.use_refiner = False
     try:
-        after = plan(request, catalog)
+        after = plan(request, engines)
     except InvalidRequest as error:
         refused = {violation.field for violation in error.violations}
     else:
         refused = set()
-        assert (after != before) != (name in ALWAYS_NO_OPS)
+        assert (after != before) != (name in ALWAYS_NO_OPS[engine])
     assert refused <= {name}
