@@ -1,4 +1,4 @@
-"""`python -m export sd15 --checkpoint DIR_OR_HUB_ID --out REPOSITORY`: the command line, nothing else."""
+"""`python -m export sdxl --out REPOSITORY`: the command line, nothing else."""
 
 import argparse
 import re
@@ -7,51 +7,73 @@ import sys
 import time
 from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
 from typing import Any, cast
 
 from transformers.utils import logging as transformers_logging
 
-from export import ExportError, recipes
-from export.checkpoint import open_checkpoint
+from export import ExportError
+from export.checkpoint import Checkpoint, open_checkpoint
 from export.parity import report
+from export.published import PUBLISHED, Place, Published
 from export.repository import Recipe, export
 
+NONE = "none"  # for --refiner
 
-def main(arguments: list[str] | None = None) -> int:
-    """0 when the repository was written, 1 with one sentence on stderr when not."""
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m export",
-        description="Render a diffusers checkpoint into a model repository that Triton serves: weightless ONNX graphs, "
-        "weights as half precision safetensors, config.pbtxt, golden tensors, tokenizer and card. Ends with a "
-        "comparison of every engine with torch, and writes nothing when one differs.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Render a diffusers checkpoint into a model repository that Triton serves: weightless ONNX\n"
+        "graphs, weights as half precision safetensors, config.pbtxt, golden tensors, tokenizers and card. Ends\n"
+        "with a comparison of every engine with torch, and writes nothing when one differs.",
+        epilog=f"published checkpoints:\n{''.join(_lines(name) for name in PUBLISHED)}",
     )
-    parser.add_argument("family", choices=[module.name for module in iter_modules(recipes.__path__)])
-    parser.add_argument("--checkpoint", required=True, help="a diffusers folder, or a hub id such as owner/name")
+    parser.add_argument("engine", choices=list(PUBLISHED), help="what to render, and its name in requests")
+    parser.add_argument(
+        "--checkpoint", help="a diffusers folder, or a hub id such as owner/name (default: the published one)"
+    )
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--out", required=True, type=Path, help="the model repository; other checkpoints in it stay")
-    parser.add_argument("--name", help="the engine's name in requests (default: the family's)")
-    parser.add_argument("--title", help="one line for people (default: the family's)")
+    parser.add_argument("--name", help="another name in requests")
+    parser.add_argument("--title", help="one line for people (default: the published one's)")
     parser.add_argument(
         "--prediction-type",
         choices=("epsilon", "v_prediction"),
         help="what the UNet was trained to predict, where the checkpoint's scheduler does not say",
     )
+    parser.add_argument(
+        "--refiner",
+        help="SDXL's refiner: a folder, a hub id or none (default: the published one, or none with --checkpoint)",
+    )
+    parser.add_argument("--refiner-revision", help="branch, tag or commit of the refiner's hub id")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 when the repository was written, 1 with one sentence on stderr when not."""
+    parser = _parser()
     given = parser.parse_args(arguments)
-    name = given.family if given.name is None else given.name
+    published = PUBLISHED[given.engine]
+    name = given.engine if given.name is None else given.name
     if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,63}", name):
         parser.error(f"--name {name!r}: lower-case letters, digits, '_', '.', '-', at most 64, no such sign first")
+    recipe = cast(Recipe, import_module(f"export.recipes.{published.family}"))
+    if given.refiner not in (None, NONE) and not _parts(recipe, "refiner"):
+        parser.error(f"--refiner: {given.engine} has none")
     start = time.monotonic()
 
     def progress(text: str) -> None:
         print(f"{time.monotonic() - start:6.1f} s  {text}", flush=True)
 
     cast(Any, transformers_logging).disable_progress_bar()  # of files that are read in a blink
-    recipe = cast(Recipe, import_module(f"export.recipes.{given.family}"))
     try:
-        checkpoint = open_checkpoint(given.checkpoint, given.revision, tuple(recipe.COMPONENTS))
-        title = recipe.TITLE if given.title is None else given.title
-        card = recipe.card(checkpoint, name, title, given.prediction_type)
+        checkpoint = _checkpoint(given, published, recipe)
+        title = published.title if given.title is None else given.title
+        prediction_type = given.prediction_type
+        if prediction_type is None and given.checkpoint is None:
+            prediction_type = published.prediction_type
+        card = recipe.card(checkpoint, name, title, prediction_type)
         rows = export(recipe, checkpoint, card, given.out, progress)
     except (ExportError, OSError) as error:
         print(f"export: {error}", file=sys.stderr)
@@ -59,6 +81,38 @@ def main(arguments: list[str] | None = None) -> int:
     progress(f"written to {given.out}")
     print(f"\n{report(rows)}", end="")
     return 0
+
+
+def _checkpoint(given: argparse.Namespace, published: Published, recipe: Recipe) -> Checkpoint:
+    """The one to render, its refiner joined where it has one."""
+    checkpoint = _open(given.checkpoint, given.revision, published.checkpoint, _parts(recipe, ""))
+    if given.refiner == NONE or (given.refiner is None and (given.checkpoint is not None or published.refiner is None)):
+        return checkpoint
+    refiner = _open(given.refiner, given.refiner_revision, published.refiner, _parts(recipe, "refiner"))
+    return checkpoint.join("refiner", refiner)
+
+
+def _open(place: str | None, revision: str | None, published: Place | None, parts: tuple[str, ...]) -> Checkpoint:
+    """The one asked for, else the published one."""
+    if place is not None:
+        return open_checkpoint(place, revision, parts)
+    assert published is not None
+    return open_checkpoint(published.repository, published.revision if revision is None else revision, parts)
+
+
+def _parts(recipe: Recipe, joined: str) -> tuple[str, ...]:
+    """The components that the checkpoint joined under a name has; those of the checkpoint itself under ""."""
+    split = [component.rpartition("/") for component in recipe.COMPONENTS]
+    return tuple(part for owner, _, part in split if owner == joined)
+
+
+def _lines(name: str) -> str:
+    published = PUBLISHED[name]
+    places = [place for place in (published.checkpoint, published.refiner) if place is not None]
+    return "".join(
+        f"  {name if index == 0 else '':6}{place.repository} at {place.revision[:12]}\n"
+        for index, place in enumerate(places)
+    )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ Weights are safetensors only; a pickle is never opened. Knows nothing of familie
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from export import ExportError
 
+AGAIN = "fetch or save the checkpoint again"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # What diffusers and transformers call a component's weights; half precision first, since that is how they are stored.
 _STEMS = ("diffusion_pytorch_model", "model")
@@ -34,10 +35,16 @@ class Checkpoint:
 
     folder: Path
     source: str
+    joined: Mapping[str, "Checkpoint"] = field(default_factory=dict)  # others, whose parts are called "<name>/<part>"
+
+    def join(self, name: str, other: "Checkpoint") -> "Checkpoint":
+        """Both as one: SDXL's refiner is published as a checkpoint of its own."""
+        return replace(self, source=f"{self.source} + {other.source}", joined={**self.joined, name: other})
 
     def path(self, name: str) -> Path:
         """Where a file of the checkpoint is; `name` is relative."""
-        return self.folder / name
+        first, _, rest = name.partition("/")
+        return self.joined[first].path(rest) if first in self.joined else self.folder / name
 
     def json(self, name: str) -> Mapping[str, Any]:
         """Raises `ExportError` when the file is missing or not a JSON object."""
@@ -45,12 +52,21 @@ class Checkpoint:
         try:
             found = json.loads(path.read_text())
         except FileNotFoundError as error:
-            raise ExportError(f"{path} is missing: not a complete diffusers checkpoint") from error
+            raise ExportError(f"{path} is missing: not a complete diffusers checkpoint; {AGAIN}") from error
         except ValueError as error:
-            raise ExportError(f"{path} is not JSON: {error}") from error
+            raise ExportError(f"{path} is not JSON: {error}; {AGAIN}") from error
         if not isinstance(found, dict):
-            raise ExportError(f"{path} is not a JSON object")
+            raise ExportError(f"{path} is not a JSON object; {AGAIN}")
         return found
+
+    def expect_pipeline(self, allowed: Sequence[str], family: str) -> None:
+        """Raises `ExportError` when `model_index.json` names a pipeline of another family; it need not name one."""
+        named = self.json("model_index.json").get("_class_name")
+        if named is not None and named not in allowed:
+            raise ExportError(
+                f"{self.path('model_index.json')} says it is a {named}; {family} is made of {' or '.join(allowed)}: "
+                "give the checkpoint to its own family's export (`python -m export --help` lists them)"
+            )
 
     def config(self, component: str) -> Mapping[str, Any]:
         """A component's config.json."""
@@ -59,19 +75,23 @@ class Checkpoint:
     def weights(self, component: str) -> Weights:
         """Raises `ExportError` when there are none, or only pickles."""
         folder = self.path(component)
-        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        if not folder.is_dir():
+            raise ExportError(f"{folder} is missing: not a complete diffusers checkpoint; {AGAIN}")
+        names = sorted(path.name for path in folder.iterdir())
         chosen = choose_weights(names)
         if chosen is None:
             pickles = [name for name in names if name.endswith(_PICKLES)]
             reason = f"has only pickles ({', '.join(pickles)}), which are never opened" if pickles else "has no weights"
-            raise ExportError(f"{folder} {reason}: save the checkpoint with safe_serialization=True")
+            raise ExportError(f"{folder} {reason}: save the checkpoint as safetensors (safe_serialization=True)")
         variant = "fp16" if "fp16" in chosen else None
         if not chosen.endswith(".json"):
             return Weights((folder / chosen,), variant)
         shards = sorted(set(self.json(f"{component}/{chosen}").get("weight_map", {}).values()))
         missing = [shard for shard in shards if shard not in names]
         if missing or not shards:
-            raise ExportError(f"{folder / chosen} names shards that are missing: {', '.join(missing) or 'all'}")
+            raise ExportError(
+                f"{folder / chosen} names shards that are missing: {', '.join(missing) or 'all'}; {AGAIN}"
+            )
         return Weights(tuple(folder / shard for shard in shards), variant)
 
 

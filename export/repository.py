@@ -1,9 +1,10 @@
 """Puts a checkpoint's engines, tokenizer and card into a model repository, all of them or none.
 
 Everything is built in a hidden folder inside the repository and moved into place at the end. Knows no family: a recipe
-module gives `COMPONENTS`, `TITLE`, `card` and `recipes`.
+module gives `COMPONENTS`, `card` and `recipes`.
 """
 
+import gc
 import json
 import shutil
 import tempfile
@@ -20,6 +21,7 @@ from export.checkpoint import Checkpoint
 from export.recipes import EngineRecipe, examples
 from export.tokenizer import write_tokenizer
 from export.weights import load_component, stored_tensors, write_weights
+from server.engines.port import Array
 from server.families.card import Card
 
 WEIGHTS = "weights.safetensors"
@@ -31,8 +33,7 @@ Progress = Callable[[str], None]
 class Recipe(Protocol):
     """What a module in `export/recipes` offers."""
 
-    COMPONENTS: Mapping[str, type]
-    TITLE: str
+    COMPONENTS: Mapping[str, type]  # transformers' or diffusers' class of each folder; "<name>/" those of joined ones
 
     def card(self, checkpoint: Checkpoint, name: str, title: str, prediction_type: str | None) -> Card: ...
 
@@ -46,6 +47,10 @@ def export(
     rows: list[parity.Row] = []
     with all_or_nothing(repository) as building:
         engines = recipe.recipes(checkpoint, card)
+        for engine in engines:  # what can be told at once is, before minutes of work
+            for file in checkpoint.weights(engine.component).files:
+                stored_tensors(file)
+            _write_tokenizer(engine, checkpoint, building)
         for engine in engines:
             rows.append(_export_engine(engine, recipe.COMPONENTS[engine.component], checkpoint, building, progress))
         table = parity.report(rows)
@@ -56,14 +61,37 @@ def export(
     return rows
 
 
+def _write_tokenizer(engine: EngineRecipe, checkpoint: Checkpoint, building: Path) -> None:
+    if engine.tokenizer is not None:
+        folder = building / engine.spec.name
+        folder.mkdir()
+        tokens = int(engine.spec.inputs[0].shape[1])
+        write_tokenizer(engine.tokenizer, checkpoint, engine.component, tokens, folder / "tokenizer.json")
+
+
 def _export_engine(
     engine: EngineRecipe, kind: type, checkpoint: Checkpoint, building: Path, progress: Progress
 ) -> parity.Row:
     version = building / engine.spec.name / "1"
     version.mkdir(parents=True)
-    if engine.tokenizer is not None:
-        tokens = int(engine.spec.inputs[0].shape[1])
-        write_tokenizer(engine.tokenizer, checkpoint, engine.component, tokens, version.parent / "tokenizer.json")
+    text = config_pbtxt.render(engine.spec, "openvino", {"precision": "float32"})
+    version.parent.joinpath("config.pbtxt").write_text(text)
+    checked = examples(engine, engine.checked, _SEED)
+    expected = _torch_side(engine, kind, checkpoint, version, checked, progress)
+    gc.collect()  # the module is a third of what an SDXL may take, the compiled engine the rest
+    progress(f"{engine.spec.name}: comparison with torch")
+    return parity.compare(engine, version / "model.onnx", checked, expected)
+
+
+def _torch_side(
+    engine: EngineRecipe,
+    kind: type,
+    checkpoint: Checkpoint,
+    version: Path,
+    checked: Mapping[str, Array],
+    progress: Progress,
+) -> dict[str, Array]:
+    """Weights, graph and golden tensors; returns torch's answer to `checked`. The module is gone afterwards."""
     progress(f"{engine.spec.name}: weights")
     component = load_component(kind, checkpoint, engine.component)
     write_weights(component, checkpoint, engine.component, version / WEIGHTS)
@@ -72,16 +100,13 @@ def _export_engine(
     model = graphs.trace(engine, module, examples(engine, engine.traced, _SEED))
     onnx = graphs.attach_weights(model, WEIGHTS, stored_tensors(version / WEIGHTS))
     version.joinpath("model.onnx").write_bytes(onnx)
-    text = config_pbtxt.render(engine.spec, "openvino", {"precision": "float32"})
-    version.parent.joinpath("config.pbtxt").write_text(text)
-    progress(f"{engine.spec.name}: comparison with torch")
+    progress(f"{engine.spec.name}: what torch computes")
     golden = examples(engine, engine.golden, _SEED)
     tensors = {f"input.{name}": tensor for name, tensor in golden.items()}
     tensors |= {f"output.{name}": tensor for name, tensor in parity.reference(engine, module, golden).items()}
     save_file({name: tensor.copy() for name, tensor in tensors.items()}, version / "golden.safetensors")
     version.joinpath("golden.safetensors").chmod(0o644)
-    checked = examples(engine, engine.checked, _SEED)
-    return parity.compare(engine, version / "model.onnx", checked, parity.reference(engine, module, checked))
+    return parity.reference(engine, module, checked)
 
 
 @contextmanager

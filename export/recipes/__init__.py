@@ -9,7 +9,7 @@ from transformers import CLIPTokenizer
 
 from server.engines.port import Array, DType, Port, Spec
 
-Lengths = Mapping[str, int]  # of the free axes, by name
+Lengths = dict[str, int]  # of the free axes, by name
 Draw = Callable[[np.random.RandomState, tuple[int, ...]], Array]  # an example tensor of a shape
 
 
