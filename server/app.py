@@ -5,7 +5,7 @@ The only file that knows every part; the parts do not know it.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 
 import grpc
@@ -13,9 +13,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from mediagen.v1 import asset_pb2_grpc, engine_pb2_grpc, image_pb2_grpc
 
 from server.admission import Admission
-from server.catalog import read_catalog
+from server.catalog import Catalog, read_catalog
+from server.engines import memory
 from server.engines.kept import KeptEngines
-from server.engines.port import Engines, Spec
+from server.engines.on_demand import OnDemandEngines
+from server.engines.port import Engines, EngineUnavailable, Spec
 from server.engines.supervisor import EmbeddedTriton
 from server.engines.triton import TritonEngines
 from server.rpc.asset_service import AssetService
@@ -42,10 +44,13 @@ async def service(settings: Settings) -> AsyncIterator[int]:
     """The running service; yields its port. Leaving it refuses new calls, lets the running ones end within the grace
     time, and stops everything that was started.
 
-    Raises `ValueError` for a model repository that is none, `AddressTaken`, `TritonStartError`, `EngineFault`.
+    Raises `ValueError` for a model repository that is none or a preload that cannot be, `AddressTaken`,
+    `TritonStartError`, `EngineFault`.
     """
     catalog = read_catalog(settings.model_repository)
     specs = [spec for engine in catalog.values() for spec in engine.specs]
+    sizes = {spec.name: memory.estimate(settings.model_repository, spec.name) for spec in specs}
+    preload = _preload(settings, catalog, sizes)
     async with AsyncExitStack() as stack:
         status = health.aio.HealthServicer()
         await _set_health(status, serving=False)
@@ -59,20 +64,41 @@ async def service(settings: Settings) -> AsyncIterator[int]:
         )
         port = _listen(server, settings.grpc_address)
         home = _HOMES.get(settings.triton, _remote)
-        engines = KeptEngines(await stack.enter_async_context(home(settings, specs)), settings.model_repository, specs)
+        triton = await stack.enter_async_context(home(settings, specs))
+        if not await triton.answers():
+            raise EngineUnavailable(
+                f"no Triton answers at {settings.triton}: start it first, or correct MEDIAGEN_TRITON"
+            )
+        kept = KeptEngines(triton, settings.model_repository, specs)
+        engines = OnDemandEngines(kept, sizes, settings.engine_memory)
         stack.push_async_callback(engines.close)
-        await asyncio.gather(*(engines.load(spec.name) for spec in specs))
+        await asyncio.gather(*map(engines.load, preload))
         image_service = ImageService(catalog, StepScheduler(engines).run, Admission(settings.max_requests))
         image_pb2_grpc.add_ImageServiceServicer_to_server(image_service, server)
-        engine_pb2_grpc.add_EngineServiceServicer_to_server(EngineService(catalog, engines), server)
+        engine_pb2_grpc.add_EngineServiceServicer_to_server(EngineService(catalog, engines.conditions), server)
         asset_pb2_grpc.add_AssetServiceServicer_to_server(AssetService(), server)
         health_pb2_grpc.add_HealthServicer_to_server(status, server)
         enable_reflection((*SERVICES, health.SERVICE_NAME), server)
         await server.start()
         stack.push_async_callback(server.stop, settings.grace_seconds)
-        watcher = asyncio.create_task(_watch_health(status, engines, frozenset(spec.name for spec in specs)))
+        watcher = asyncio.create_task(_watch_health(status, engines.healthy))
         stack.push_async_callback(_drain, status, watcher)
         yield port
+
+
+def _preload(settings: Settings, catalog: Catalog, sizes: Mapping[str, int]) -> Sequence[str]:
+    """The networks that are loaded before anybody asks for them."""
+    unknown = [name for name in settings.preload if name not in catalog]
+    if unknown:
+        raise ValueError(f"MEDIAGEN_PRELOAD names {', '.join(unknown)}; this repository has {', '.join(catalog)}")
+    networks = [spec.name for name in settings.preload for spec in catalog[name].specs]
+    needed = sum(sizes[network] for network in networks)
+    if needed > settings.engine_memory:
+        raise ValueError(
+            f"MEDIAGEN_PRELOAD asks for {memory.gibibytes(needed)} of engines and MEDIAGEN_ENGINE_MEMORY allows "
+            f"{memory.gibibytes(settings.engine_memory)}: preload fewer, or allow more"
+        )
+    return networks
 
 
 def _listen(server: grpc.aio.Server, address: str) -> int:
@@ -110,11 +136,11 @@ _Home = Callable[[Settings, Sequence[Spec]], AbstractAsyncContextManager[Engines
 _HOMES: Mapping[str, _Home] = {EMBEDDED: _embedded, NONE: _in_process}
 
 
-async def _watch_health(status: health.aio.HealthServicer, engines: Engines, wanted: frozenset[str]) -> None:
+async def _watch_health(status: health.aio.HealthServicer, healthy: Callable[[], Awaitable[bool]]) -> None:
     serving = False
     while True:
         try:
-            now = wanted.issubset(await engines.ready())
+            now = await healthy()
             if now != serving:
                 await _set_health(status, serving=now)
                 serving = now

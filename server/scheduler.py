@@ -7,7 +7,7 @@ meanwhile forms the next. Knows nothing of pictures, and of engines only their p
 
 import asyncio
 from collections import deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -68,18 +68,31 @@ class StepScheduler:
 
     async def _work_off(self, lane: _Lane) -> None:
         await asyncio.sleep(0)  # let whatever else is ready in this turn of the event loop join the first call
-        while batch := _next_batch(lane):
+        while await self._is_loaded(lane) and (batch := _next_batch(lane)):
             await self._execute(lane.spec, batch)
         lane.worker = None
+
+    async def _is_loaded(self, lane: _Lane) -> bool:
+        """Before a call is put together, not in it: what comes meanwhile joins, who leaves meanwhile is left out, and
+        the time is not the call's. A load is finished also when everybody has left: the next caller needs it.
+        """
+        if all(execution.outputs.done() for execution in lane.waiting):
+            lane.waiting.clear()
+            return False
+        try:
+            await self._engines.load(lane.spec.name)
+        except Exception as fault:  # every waiting caller must hear of it, whatever it is
+            _fail(lane.waiting, fault)
+            lane.waiting.clear()
+            return False
+        return True
 
     async def _execute(self, spec: Spec, batch: list[_Execution]) -> None:
         rows = sum(execution.rows for execution in batch)
         try:
             outputs = await self._engines.run(spec.name, _joined(batch), self._row_seconds * rows)
         except Exception as fault:  # every waiting caller must hear of it, whatever it is
-            for execution in batch:
-                if not execution.outputs.done():
-                    execution.outputs.set_exception(fault)
+            _fail(batch, fault)
             return
         first = 0
         for execution in batch:
@@ -87,6 +100,12 @@ class StepScheduler:
             first += execution.rows
             if not execution.outputs.done():
                 execution.outputs.set_result({name: tensor[own] for name, tensor in outputs.items()})
+
+
+def _fail(executions: Iterable[_Execution], fault: Exception) -> None:
+    for execution in executions:
+        if not execution.outputs.done():
+            execution.outputs.set_exception(fault)
 
 
 def _joined(batch: list[_Execution]) -> Tensors:

@@ -1,12 +1,15 @@
 """The only reader of the environment. Every setting has a default that suits a laptop."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 EMBEDDED = "embedded"
 NONE = "none"
+# What a container may take: cgroup v2's, v1's.
+_MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,8 @@ class Settings:
     grpc_address: str  # host:port
     model_repository: Path
     triton: str  # "embedded", "none" (engines in this process), or the host:port of one that runs elsewhere
+    engine_memory: int  # bytes that loaded engines may take together; the least recently used makes room for the next
+    preload: tuple[str, ...]  # names of engines that are loaded before the service says that it serves
     cache: Path  # for compiled networks and Triton's working files
     max_requests: int  # admitted at the same time; more are refused with a retry hint
     grace_seconds: float  # that running requests get after SIGTERM
@@ -33,6 +38,8 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
         grpc_address=_address(environment, "MEDIAGEN_GRPC_ADDRESS", "127.0.0.1:50051"),
         model_repository=Path(environment.get("MEDIAGEN_MODEL_REPOSITORY", home / "model_repository")),
         triton=_triton(environment),
+        engine_memory=_memory(environment, "MEDIAGEN_ENGINE_MEMORY"),
+        preload=tuple(dict.fromkeys(re.findall(r"[^,\s]+", environment.get("MEDIAGEN_PRELOAD", "")))),
         cache=Path(environment.get("MEDIAGEN_CACHE", Path.home() / ".cache" / "mediagen")),
         max_requests=_positive(environment, "MEDIAGEN_MAX_REQUESTS", 64),
         grace_seconds=_positive(environment, "MEDIAGEN_GRACE_SECONDS", 30),
@@ -58,6 +65,26 @@ def _positive(environment: Mapping[str, str], name: str, default: int) -> int:
     if not value.isdecimal() or int(value) == 0:
         raise SettingsError(f"{name} is {value!r}; it must be a whole number above 0, such as {default}")
     return int(value)
+
+
+def _memory(environment: Mapping[str, str], name: str) -> int:
+    """Bytes; by default half of what this machine, or its container, has: the rest is for the largest calls."""
+    value = environment.get(name, f"{_machine_memory() // 2}")
+    parts = re.fullmatch(r"(\d+)([KMGT]?)", value)
+    if parts is None or int(parts[1]) == 0:
+        raise SettingsError(f"{name} is {value!r}; it must be a number of bytes above 0, such as 8G or 8589934592")
+    return int(parts[1]) << {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[parts[2]]
+
+
+def _machine_memory() -> int:
+    """Bytes."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for file in _MEMORY_LIMITS:
+        try:
+            limits.append(int(file.read_text()))
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return min(limits)
 
 
 def _log_level(environment: Mapping[str, str]) -> str:

@@ -1,38 +1,50 @@
-"""Health says what the engines' state is, and goes on saying it."""
+"""Health says what the engines' state is, and goes on saying it; what is to be loaded at the start is checked first."""
 
 import asyncio
+from dataclasses import replace
 
-from engines import toy
-from engines.fake import FakeEngines
+import pytest
 from grpc_health.v1 import health, health_pb2
 
-from server.app import _set_health, _watch_health
-
-
-class Unknowable(FakeEngines):
-    """Raises when it is first asked what is ready."""
-
-    asked = 0
-
-    async def ready(self) -> tuple[str, ...]:
-        self.asked += 1
-        if self.asked == 1:
-            raise OSError("a bug")
-        return tuple(await super().ready())
+from server.app import _preload, _set_health, _watch_health
+from server.catalog import Catalog
+from server.settings import read
 
 
 async def test_health_is_watched_on_after_an_error() -> None:
-    engines = Unknowable((toy.WORDS,), {toy.WORDS.name: toy.words})
-    await engines.load(toy.WORDS.name)
+    asked = 0
+
+    async def healthy() -> bool:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise OSError("a bug")
+        return True
+
     status = health.aio.HealthServicer()
     await _set_health(status, serving=False)
-    watcher = asyncio.create_task(_watch_health(status, engines, frozenset({toy.WORDS.name})))
+    watcher = asyncio.create_task(_watch_health(status, healthy))
     async with asyncio.timeout(10):
         while (await status.Check(health_pb2.HealthCheckRequest(), None)).status != SERVING:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     watcher.cancel()
     await asyncio.gather(watcher, return_exceptions=True)
-    assert engines.asked == 2
+    assert asked == 2
+
+
+def test_what_is_preloaded_is_all_networks_of_the_engines_named(catalog: Catalog) -> None:
+    networks = tuple(spec.name for spec in catalog["sd15"].specs)
+    settings = replace(read({}), preload=("sd15",), engine_memory=30)
+    assert tuple(_preload(settings, catalog, dict.fromkeys(networks, 10))) == networks
+    assert _preload(read({}), catalog, {}) == []
+
+
+def test_a_preload_that_cannot_be_is_refused_before_anything_starts(catalog: Catalog) -> None:
+    sizes = dict.fromkeys((spec.name for spec in catalog["sd15"].specs), 2**30)
+    with pytest.raises(ValueError, match=r"names nothing; this repository has .*sd15"):
+        _preload(replace(read({}), preload=("sd15", "nothing")), catalog, sizes)
+    with pytest.raises(ValueError, match=r"asks for 3.00 GiB of engines and MEDIAGEN_ENGINE_MEMORY allows 2.00 GiB"):
+        _preload(replace(read({}), preload=("sd15",), engine_memory=2 * 2**30), catalog, sizes)
 
 
 SERVING = health_pb2.HealthCheckResponse.SERVING

@@ -112,3 +112,46 @@ async def test_tensors_that_do_not_fit_are_refused_before_they_wait(engines: Fak
     with pytest.raises(EngineInputError, match="x is missing"):
         await StepScheduler(engines).run(DOUBLE, {})
     assert engines.calls == []
+
+
+class Unloaded(FakeEngines):
+    """Loading waits for `may_load`, and fails where there is a reason."""
+
+    def __init__(self) -> None:
+        super().__init__([DOUBLE], {"double": lambda inputs: {"y": inputs["x"] * 2}})
+        self.loads = 0
+        self.may_load = asyncio.Event()
+        self.reason: EngineUnavailable | None = None
+
+    async def load(self, engine: str) -> None:
+        self.loads += 1
+        await self.may_load.wait()
+        if self.reason is not None:
+            raise self.reason
+        await super().load(engine)
+
+
+async def test_while_an_engine_loads_who_comes_joins_who_leaves_is_left_out_and_no_time_is_counted() -> None:
+    engines = Unloaded()
+    scheduler = StepScheduler(engines, row_seconds=0.05)
+    calls = [asyncio.create_task(scheduler.run(DOUBLE, rows(value))) for value in (1, 2)]
+    await asyncio.sleep(0.1)
+    calls.append(asyncio.create_task(scheduler.run(DOUBLE, rows(3))))
+    calls[0].cancel()
+    await asyncio.sleep(0)
+    engines.may_load.set()
+    answers = await asyncio.gather(*calls[1:])
+    assert [answer["y"][0, 0] for answer in answers] == [4, 6]
+    assert batches(engines) == [2]
+
+
+async def test_a_load_that_fails_is_told_to_all_who_wait_and_the_next_call_tries_again() -> None:
+    engines = Unloaded()
+    engines.reason = EngineUnavailable("no memory")
+    engines.may_load.set()
+    scheduler = StepScheduler(engines)
+    answers = await asyncio.gather(*(scheduler.run(DOUBLE, rows(v)) for v in (1, 2)), return_exceptions=True)
+    assert answers == [engines.reason] * 2
+    assert engines.loads == 1
+    engines.reason = None
+    assert (await scheduler.run(DOUBLE, rows(3)))["y"][0, 0] == 6

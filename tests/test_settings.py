@@ -1,9 +1,11 @@
 """The environment is read in one place, and says what is wrong with it."""
 
+import os
 from pathlib import Path
 
 import pytest
 
+import server.settings
 from server.settings import SettingsError, read
 
 
@@ -12,6 +14,19 @@ def test_without_any_variable_everything_has_a_default() -> None:
     assert settings.grpc_address == "127.0.0.1:50051"
     assert settings.triton == "embedded"
     assert (settings.model_repository / "sd15.json").is_file()
+    assert settings.preload == ()
+
+
+def test_engines_may_take_half_of_the_memory_of_the_machine_or_its_container(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    unlimited, limited = tmp_path / "max", tmp_path / "limited"
+    unlimited.write_text("max\n")
+    limited.write_text(f"{2**30}\n")
+    for files, memory in (((unlimited, tmp_path / "absent"), machine), ((unlimited, limited), 2**30)):
+        monkeypatch.setattr(server.settings, "_MEMORY_LIMITS", files)
+        assert read({}).engine_memory == memory // 2
 
 
 def test_every_variable_is_read() -> None:
@@ -20,6 +35,8 @@ def test_every_variable_is_read() -> None:
             "MEDIAGEN_GRPC_ADDRESS": "0.0.0.0:1",
             "MEDIAGEN_MODEL_REPOSITORY": "/models",
             "MEDIAGEN_TRITON": "triton:8001",
+            "MEDIAGEN_ENGINE_MEMORY": "3G",
+            "MEDIAGEN_PRELOAD": "sd15, mine,sd15",
             "MEDIAGEN_CACHE": "/cache",
             "MEDIAGEN_MAX_REQUESTS": "3",
             "MEDIAGEN_GRACE_SECONDS": "4",
@@ -28,6 +45,7 @@ def test_every_variable_is_read() -> None:
     )
     assert (settings.grpc_address, settings.triton, settings.log_level) == ("0.0.0.0:1", "triton:8001", "DEBUG")
     assert (settings.model_repository, settings.cache) == (Path("/models"), Path("/cache"))
+    assert (settings.engine_memory, settings.preload) == (3 * 2**30, ("sd15", "mine"))
     assert (settings.max_requests, settings.grace_seconds) == (3, 4)
 
 
@@ -37,6 +55,9 @@ def test_every_variable_is_read() -> None:
         ("MEDIAGEN_GRPC_ADDRESS", "50051"),
         ("MEDIAGEN_GRPC_ADDRESS", "host:65536"),
         ("MEDIAGEN_TRITON", "yes"),
+        ("MEDIAGEN_ENGINE_MEMORY", "half"),
+        ("MEDIAGEN_ENGINE_MEMORY", "0G"),
+        ("MEDIAGEN_ENGINE_MEMORY", "1.5G"),
         ("MEDIAGEN_MAX_REQUESTS", "-1"),
         ("MEDIAGEN_GRACE_SECONDS", "soon"),
         ("MEDIAGEN_LOG_LEVEL", "loud"),

@@ -40,7 +40,12 @@ class KeptEngines:
         """See `Engines`. Raises `GoldenMismatch` for an engine that computes wrongly; it is then not kept."""
         if engine in self._specs:
             async with self._locks[engine]:
-                await self._load(engine)
+                try:
+                    await self._load(engine)
+                except BaseException:
+                    with suppress(EngineFault):
+                        await self._engines.unload(engine)  # what has not proved takes no memory
+                    raise
                 self._wanted.add(engine)
         else:
             await self._engines.load(engine)  # says what is wrong with the name
@@ -54,6 +59,8 @@ class KeptEngines:
         if engine in self._specs:
             async with self._locks[engine]:
                 await self._engines.unload(engine)
+        else:
+            await self._engines.unload(engine)  # says what is wrong with the name
 
     async def run(self, engine: str, inputs: Tensors, timeout: float | None = None) -> dict[str, Array]:
         """See `Engines`. `timeout` is for an engine that hangs, not for a caller in a hurry: it puts it in doubt."""
@@ -69,6 +76,10 @@ class KeptEngines:
     async def ready(self) -> Sequence[str]:
         """See `Engines`. Those that have proved since they were last loaded or in doubt."""
         return tuple(name for name in await self._engines.ready() if name in self._proved)
+
+    async def answers(self) -> bool:
+        """See `Engines`."""
+        return await self._engines.answers()
 
     async def usage(self) -> Mapping[str, Usage]:
         """See `Engines`."""

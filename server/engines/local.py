@@ -69,6 +69,10 @@ class LocalEngines:
         """See `Engines`."""
         return tuple(name for name in self._specs if name in self._loaded)
 
+    async def answers(self) -> bool:
+        """See `Engines`."""
+        return True
+
     async def usage(self) -> Mapping[str, Usage]:
         """See `Engines`."""
         return {name: worker.usage for name, worker in self._loaded.items()}

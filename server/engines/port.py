@@ -8,12 +8,14 @@ Faults, all raised by `Engines` methods:
     EngineFault                the engine failed; nothing the caller did
     +-- EngineUnavailable      it is not there (yet, or any more): the same call may work later
     +-- EngineOverloaded       its queue is full: the same call may work later
+    +-- EngineNoRoom           there is no memory to load it into: the same call may work later
     +-- EngineTimeout          it did not answer in the time the caller gave
     +-- EngineInputError       the tensors do not fit its spec: a mistake in the calling code
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -31,9 +33,21 @@ class EngineFault(Exception):
 class EngineUnavailable(EngineFault):
     """The engine cannot be reached or is not loaded."""
 
+    def __init__(self, text: str, retry_seconds: float = 2.0) -> None:
+        super().__init__(text)
+        self.retry_seconds = retry_seconds
+
 
 class EngineOverloaded(EngineFault):
     """The engine's queue is full."""
+
+
+class EngineNoRoom(EngineFault):
+    """The memory budget has no room for the engine."""
+
+    def __init__(self, text: str, retry_seconds: float) -> None:
+        super().__init__(text)
+        self.retry_seconds = retry_seconds
 
 
 class EngineTimeout(EngineFault):
@@ -96,6 +110,23 @@ class Usage:
     seconds: float  # spent executing, without waiting and transport
 
 
+class State(Enum):
+    """Whether an engine would answer, and if not, why."""
+
+    READY = "it is loaded and has proved that it computes rightly"
+    UNLOADED = "its next use loads it"
+    LOADING = "it is being loaded, or waits for room"
+    LOST = "it was to be there and is not"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """An engine's state and what it weighs."""
+
+    state: State
+    memory: int  # bytes, estimated: what it takes while it is loaded
+
+
 class Engines(Protocol):
     """A home of engines. Every method may be called from many tasks at once."""
 
@@ -103,13 +134,16 @@ class Engines(Protocol):
         """Make the engine ready; returns when it is, and at once if it was."""
 
     async def unload(self, engine: str) -> None:
-        """Give its memory back; a later `load` restores it."""
+        """Give its memory back; returns when it is free. A later `load` restores the engine."""
 
     async def run(self, engine: str, inputs: Tensors, timeout: float | None = None) -> dict[str, Array]:
         """One execution. `timeout` in seconds. Raises the faults named in this module's docstring."""
 
     async def ready(self) -> Sequence[str]:
         """The names of the engines that would answer now."""
+
+    async def answers(self) -> bool:
+        """Whether the home itself is there, loaded engines or not."""
 
     async def usage(self) -> Mapping[str, Usage]:
         """What each loaded engine has done so far."""

@@ -4,7 +4,9 @@ Protobuf messages are built here directly, as fast as by tritonclient's own asyn
 engine) and without its second set of types. Knows nothing of how Triton was started.
 """
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -28,7 +30,9 @@ from server.engines.port import (
 _DATATYPES: Mapping[str, str] = {"float32": "FP32", "int64": "INT64", "uint8": "UINT8"}
 _MESSAGE_BYTES = 256 << 20  # a 1536x1024 picture in uint8 has 4.5 MiB, sixteen SDXL latents 4 MiB
 _LOAD_SECONDS = 600.0  # the first load of a large engine from a cold disk
-_UNLOAD_SECONDS = 30.0  # it returns at once, executions under way or not
+_UNLOAD_SECONDS = 30.0  # the call returns at once, executions under way or not
+_LEAVE_SECONDS = 3.0  # the engine's process ends 1.0 to 1.3 s later; one that hangs is not waited for
+_LOOK_SECONDS = 0.02  # between looks whether it has ended
 _READY_SECONDS = 5.0  # it takes a millisecond; a Triton that is only busy answers, one that hangs does not
 
 # Triton tells these apart from each other only by text, so the text decides; first match.
@@ -80,6 +84,10 @@ class TritonEngines:
                 pb.RepositoryModelUnloadRequest(model_name=engine), timeout=_UNLOAD_SECONDS
             ),
         )
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LEAVE_SECONDS):
+                while engine in await self._in_state("UNLOADING", pb.RepositoryIndexRequest()):  # noqa: ASYNC110
+                    await asyncio.sleep(_LOOK_SECONDS)  # Triton tells nobody
 
     async def run(self, engine: str, inputs: Tensors, timeout: float | None = None) -> dict[str, Array]:
         """See `Engines`. A cancelled task cancels its call; Triton then drops it unless it is being executed."""
@@ -93,17 +101,21 @@ class TritonEngines:
 
     async def ready(self) -> Sequence[str]:
         """See `Engines`. Empty when Triton does not answer. A dead or hanging engine process shows in calls only."""
-        try:
-            index = await self._triton.RepositoryIndex(pb.RepositoryIndexRequest(ready=True), timeout=_READY_SECONDS)
-        except grpc.aio.AioRpcError:
-            return ()
-        names = {model.name for model in index.models if model.state == "READY"}
+        names = await self._in_state("READY", pb.RepositoryIndexRequest(ready=True))
         return tuple(name for name in self._specs if name in names)
+
+    async def answers(self) -> bool:
+        """See `Engines`. By ServerLive: Triton's own readiness ends with the first engine that cannot be loaded."""
+        try:
+            reply = await self._triton.ServerLive(pb.ServerLiveRequest(), timeout=_READY_SECONDS)
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(reply.live)
 
     async def usage(self) -> Mapping[str, Usage]:
         """See `Engines`. Triton's own statistics: of every client since the engine was loaded."""
         try:
-            reply = await self._triton.ModelStatistics(pb.ModelStatisticsRequest())
+            reply = await self._triton.ModelStatistics(pb.ModelStatisticsRequest(), timeout=_READY_SECONDS)
         except grpc.aio.AioRpcError as error:
             raise self._fault("statistics", error) from error
         return {
@@ -121,6 +133,14 @@ class TritonEngines:
         if spec is None:
             raise EngineInputError(f"there is no engine {engine!r}, only {', '.join(sorted(self._specs)) or 'none'}")
         return spec
+
+    async def _in_state(self, state: str, request: pb.RepositoryIndexRequest) -> frozenset[str]:
+        """Names of models, in Triton's own words; none when it does not answer."""
+        try:
+            index = await self._triton.RepositoryIndex(request, timeout=_READY_SECONDS)
+        except grpc.aio.AioRpcError:
+            return frozenset()
+        return frozenset(model.name for model in index.models if model.state == state)
 
     async def _control(self, engine: str, call: grpc.aio.UnaryUnaryCall[Any, Any]) -> None:
         """Whatever is wrong with an engine in a repository, from here it is an engine that is not there."""

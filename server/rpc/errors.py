@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from server.admission import Overloaded
-from server.engines.port import EngineOverloaded, EngineTimeout, EngineUnavailable
+from server.engines.port import EngineNoRoom, EngineOverloaded, EngineTimeout, EngineUnavailable
 from server.plan import InvalidRequest
 
 DOMAIN = "mediagen"
@@ -47,8 +47,12 @@ def fault_of(error: Exception) -> Fault | None:
             return Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", str(error), (_retry(error.retry_seconds),))
         case EngineOverloaded():
             return Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "ENGINE_OVERLOADED", str(error), (_retry(1.0),))
+        case EngineNoRoom():
+            details = (_retry(error.retry_seconds),)
+            return Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "ENGINE_MEMORY", str(error), details)
         case EngineUnavailable():
-            return Fault(grpc.StatusCode.UNAVAILABLE, "ENGINE_UNAVAILABLE", str(error), (_retry(2.0),))
+            details = (_retry(error.retry_seconds),)
+            return Fault(grpc.StatusCode.UNAVAILABLE, "ENGINE_UNAVAILABLE", str(error), details)
         case EngineTimeout():
             return Fault(grpc.StatusCode.DEADLINE_EXCEEDED, "ENGINE_TIMEOUT", str(error))
         case TimeoutError():

@@ -88,6 +88,10 @@ class FakeEngines:
         """See `Engines`."""
         return tuple(name for name, state in self._states.items() if state.loaded)
 
+    async def answers(self) -> bool:
+        """See `Engines`."""
+        return True
+
     async def usage(self) -> Mapping[str, Usage]:
         """See `Engines`."""
         return {name: state.usage for name, state in self._states.items() if state.loaded}

@@ -132,7 +132,8 @@ async def test_a_triton_that_hangs_is_not_ready_and_is_started_again(
         hanging = service.triton()
         os.kill(hanging, signal.SIGSTOP)
         async with asyncio.timeout(1.5):  # three looks take longer
-            assert await engines.ready() == ()
+            while await engines.ready():  # it still answers for a moment
+                pass
         with pytest.raises(EngineUnavailable):
             await engines.run(toy.WORDS.name, toy.example(toy.WORDS), timeout=10)
         async with asyncio.timeout(15):

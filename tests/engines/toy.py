@@ -53,6 +53,13 @@ PICKY = Spec(
     max_rows=16,
 )
 NARROW = replace(SPIN, name="toy_narrow")  # has a queue of one place, and nobody waits there longer than 0.2 s
+WIDE = Spec(
+    name="toy_wide",
+    inputs=(Port("x", "float32", ("rows", 2048)),),
+    outputs=(Port("y", "float32", ("rows", 2048)),),
+    max_rows=16,
+)
+WIDE_PARAMETERS = 4 * 2048 * 2048  # enough to be weighed: 32 MiB in fp16
 SPECS = (MIX, WORDS, PICTURE, SPIN)  # those that answer everything that fits their spec
 
 _RANDOM = np.random.RandomState(0)
@@ -98,6 +105,7 @@ COMPUTE = {
     PICTURE.name: picture,
     SPIN.name: spin,
     NARROW.name: spin,
+    WIDE.name: lambda tensors: {"y": tensors["x"]},
 }
 
 
@@ -180,6 +188,25 @@ def write_repository(root: Path) -> None:
     with (root / NARROW.name / "config.pbtxt").open("a") as config:
         config.write("dynamic_batching { default_queue_policy { max_queue_size: 1 ")
         config.write("timeout_action: REJECT default_timeout_microseconds: 200000 } }\n")
+
+
+def write_wide(root: Path) -> None:
+    """`toy_wide` alone, whose weights are the most of it. Its golden tensors are not meant to be right."""
+    matrix = np.random.RandomState(0).standard_normal((2048, 2048)).astype(np.float16)
+    names = ("x", "first", "second", "third", "y")
+    _write(
+        root,
+        WIDE,
+        {f"matrix_{i}": matrix for i in range(4)},
+        [
+            node
+            for i in range(4)
+            for node in (
+                helper.make_node("Cast", [f"matrix_{i}"], [f"single_{i}"], to=TensorProto.FLOAT),
+                helper.make_node("MatMul", [names[i], f"single_{i}"], [names[i + 1]]),
+            )
+        ],
+    )
 
 
 def _write_golden(root: Path, spec: Spec, axes: Mapping[str, int]) -> None:

@@ -6,7 +6,14 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from server.admission import Overloaded
-from server.engines.port import EngineFault, EngineInputError, EngineOverloaded, EngineTimeout, EngineUnavailable
+from server.engines.port import (
+    EngineFault,
+    EngineInputError,
+    EngineNoRoom,
+    EngineOverloaded,
+    EngineTimeout,
+    EngineUnavailable,
+)
 from server.plan import InvalidRequest, Violation
 from server.rpc.errors import NotBuilt, fault_of, trailers
 
@@ -34,6 +41,8 @@ TOLD = [
     (Overloaded(3, 2.5), Code.RESOURCE_EXHAUSTED, "OVERLOADED", retry(2_500_000_000)),
     (EngineOverloaded("full"), Code.RESOURCE_EXHAUSTED, "ENGINE_OVERLOADED", retry(1_000_000_000)),
     (EngineUnavailable("gone"), Code.UNAVAILABLE, "ENGINE_UNAVAILABLE", retry(2_000_000_000)),
+    (EngineUnavailable("broken", 15.0), Code.UNAVAILABLE, "ENGINE_UNAVAILABLE", retry(15_000_000_000)),
+    (EngineNoRoom("too large", 60.0), Code.RESOURCE_EXHAUSTED, "ENGINE_MEMORY", retry(60_000_000_000)),
     (EngineTimeout("late"), Code.DEADLINE_EXCEEDED, "ENGINE_TIMEOUT", None),
     (TimeoutError(), Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", None),
     (NotBuilt("later"), Code.UNIMPLEMENTED, "NOT_BUILT", None),

@@ -25,21 +25,21 @@ _sym_db = _symbol_database.Default()
 from mediagen.v1 import image_pb2 as mediagen_dot_v1_dot_image__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18mediagen/v1/engine.proto\x12\x0bmediagen.v1\x1a\x17mediagen/v1/image.proto\"\x14\n\x12ListEnginesRequest\";\n\x13ListEnginesResponse\x12$\n\x07\x65ngines\x18\x01 \x03(\x0b\x32\x13.mediagen.v1.Engine\"\x88\x02\n\x06\x45ngine\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\r\n\x05title\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\'\n\x05state\x18\x05 \x01(\x0e\x32\x18.mediagen.v1.EngineState\x12 \n\x05sizes\x18\x06 \x03(\x0b\x32\x11.mediagen.v1.Size\x12\'\n\x0c\x64\x65\x66\x61ult_size\x18\x07 \x01(\x0b\x32\x11.mediagen.v1.Size\x12&\n\x08samplers\x18\x08 \x03(\x0e\x32\x14.mediagen.v1.Sampler\x12\x15\n\rstyle_presets\x18\t \x03(\t\x12\x0e\n\x06models\x18\n \x03(\t*|\n\x0b\x45ngineState\x12\x1c\n\x18\x45NGINE_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45NGINE_STATE_READY\x10\x01\x12\x19\n\x15\x45NGINE_STATE_UNLOADED\x10\x02\x12\x1c\n\x18\x45NGINE_STATE_UNAVAILABLE\x10\x03\x32\x61\n\rEngineService\x12P\n\x0bListEngines\x12\x1f.mediagen.v1.ListEnginesRequest\x1a .mediagen.v1.ListEnginesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18mediagen/v1/engine.proto\x12\x0bmediagen.v1\x1a\x17mediagen/v1/image.proto\"\x14\n\x12ListEnginesRequest\";\n\x13ListEnginesResponse\x12$\n\x07\x65ngines\x18\x01 \x03(\x0b\x32\x13.mediagen.v1.Engine\"\xb4\x02\n\x06\x45ngine\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\r\n\x05title\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\'\n\x05state\x18\x05 \x01(\x0e\x32\x18.mediagen.v1.EngineState\x12 \n\x05sizes\x18\x06 \x03(\x0b\x32\x11.mediagen.v1.Size\x12\'\n\x0c\x64\x65\x66\x61ult_size\x18\x07 \x01(\x0b\x32\x11.mediagen.v1.Size\x12&\n\x08samplers\x18\x08 \x03(\x0e\x32\x14.mediagen.v1.Sampler\x12\x15\n\rstyle_presets\x18\t \x03(\t\x12\x0e\n\x06models\x18\n \x03(\t\x12\x14\n\x0cmemory_bytes\x18\x0b \x01(\x03\x12\x14\n\x0cloaded_bytes\x18\x0c \x01(\x03*\x96\x01\n\x0b\x45ngineState\x12\x1c\n\x18\x45NGINE_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45NGINE_STATE_READY\x10\x01\x12\x19\n\x15\x45NGINE_STATE_UNLOADED\x10\x02\x12\x1c\n\x18\x45NGINE_STATE_UNAVAILABLE\x10\x03\x12\x18\n\x14\x45NGINE_STATE_LOADING\x10\x04\x32\x61\n\rEngineService\x12P\n\x0bListEngines\x12\x1f.mediagen.v1.ListEnginesRequest\x1a .mediagen.v1.ListEnginesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mediagen.v1.engine_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENGINESTATE']._serialized_start=416
-  _globals['_ENGINESTATE']._serialized_end=540
+  _globals['_ENGINESTATE']._serialized_start=461
+  _globals['_ENGINESTATE']._serialized_end=611
   _globals['_LISTENGINESREQUEST']._serialized_start=66
   _globals['_LISTENGINESREQUEST']._serialized_end=86
   _globals['_LISTENGINESRESPONSE']._serialized_start=88
   _globals['_LISTENGINESRESPONSE']._serialized_end=147
   _globals['_ENGINE']._serialized_start=150
-  _globals['_ENGINE']._serialized_end=414
-  _globals['_ENGINESERVICE']._serialized_start=542
-  _globals['_ENGINESERVICE']._serialized_end=639
+  _globals['_ENGINE']._serialized_end=458
+  _globals['_ENGINESERVICE']._serialized_start=613
+  _globals['_ENGINESERVICE']._serialized_end=710
 # @@protoc_insertion_point(module_scope)

@@ -14,10 +14,12 @@ class EngineState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ENGINE_STATE_READY: _ClassVar[EngineState]
     ENGINE_STATE_UNLOADED: _ClassVar[EngineState]
     ENGINE_STATE_UNAVAILABLE: _ClassVar[EngineState]
+    ENGINE_STATE_LOADING: _ClassVar[EngineState]
 ENGINE_STATE_UNSPECIFIED: EngineState
 ENGINE_STATE_READY: EngineState
 ENGINE_STATE_UNLOADED: EngineState
 ENGINE_STATE_UNAVAILABLE: EngineState
+ENGINE_STATE_LOADING: EngineState
 
 class ListEnginesRequest(_message.Message):
     __slots__ = ()
@@ -30,7 +32,7 @@ class ListEnginesResponse(_message.Message):
     def __init__(self, engines: _Optional[_Iterable[_Union[Engine, _Mapping]]] = ...) -> None: ...
 
 class Engine(_message.Message):
-    __slots__ = ("name", "family", "title", "source", "state", "sizes", "default_size", "samplers", "style_presets", "models")
+    __slots__ = ("name", "family", "title", "source", "state", "sizes", "default_size", "samplers", "style_presets", "models", "memory_bytes", "loaded_bytes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     TITLE_FIELD_NUMBER: _ClassVar[int]
@@ -41,6 +43,8 @@ class Engine(_message.Message):
     SAMPLERS_FIELD_NUMBER: _ClassVar[int]
     STYLE_PRESETS_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LOADED_BYTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     family: str
     title: str
@@ -51,4 +55,6 @@ class Engine(_message.Message):
     samplers: _containers.RepeatedScalarFieldContainer[_image_pb2.Sampler]
     style_presets: _containers.RepeatedScalarFieldContainer[str]
     models: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., family: _Optional[str] = ..., title: _Optional[str] = ..., source: _Optional[str] = ..., state: _Optional[_Union[EngineState, str]] = ..., sizes: _Optional[_Iterable[_Union[_image_pb2.Size, _Mapping]]] = ..., default_size: _Optional[_Union[_image_pb2.Size, _Mapping]] = ..., samplers: _Optional[_Iterable[_Union[_image_pb2.Sampler, str]]] = ..., style_presets: _Optional[_Iterable[str]] = ..., models: _Optional[_Iterable[str]] = ...) -> None: ...
+    memory_bytes: int
+    loaded_bytes: int
+    def __init__(self, name: _Optional[str] = ..., family: _Optional[str] = ..., title: _Optional[str] = ..., source: _Optional[str] = ..., state: _Optional[_Union[EngineState, str]] = ..., sizes: _Optional[_Iterable[_Union[_image_pb2.Size, _Mapping]]] = ..., default_size: _Optional[_Union[_image_pb2.Size, _Mapping]] = ..., samplers: _Optional[_Iterable[_Union[_image_pb2.Sampler, str]]] = ..., style_presets: _Optional[_Iterable[str]] = ..., models: _Optional[_Iterable[str]] = ..., memory_bytes: _Optional[int] = ..., loaded_bytes: _Optional[int] = ...) -> None: ...
