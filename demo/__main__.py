@@ -1,7 +1,15 @@
-"""`python -m demo`: makes the default checkpoint, step by step. Arguments only; the work is in each step's file."""
+"""`python -m demo`: makes the default checkpoints, step by step. Arguments only; the work is in each step's file."""
 
 import argparse
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from demo.draw import Artist
+
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+ENGINES = ("sd15", "sdxl", "ssd", "sd3")  # what is judged; the refiner is judged with SDXL
 
 
 def _tokenizer(work: Path, options: argparse.Namespace) -> None:
@@ -10,123 +18,177 @@ def _tokenizer(work: Path, options: argparse.Namespace) -> None:
     print(f"{len(tokenizer.build(work / 'tokenizer'))} tokens in {work / 'tokenizer'}")
 
 
-def _vae(work: Path, options: argparse.Namespace) -> None:
-    from demo import train_vae
-
-    train_vae.train(work / "vae", options.minutes, options.seed)
-
-
 def _text(work: Path, options: argparse.Namespace) -> None:
-    from demo import train_text
+    from demo.training import text
 
-    train_text.train(work / "tokenizer", work / "text", options.minutes, options.seed)
+    text.train(work / "tokenizer", work / "text", options.minutes, options.seed)
+
+
+def _text_2(work: Path, options: argparse.Namespace) -> None:
+    from demo.training import text_2
+
+    text_2.train(work / "text", work / "tokenizer", work / "text_2", options.minutes, options.seed)
+
+
+def _vae(work: Path, options: argparse.Namespace) -> None:
+    from demo.training import vae
+
+    vae.train(work / "vae", options.minutes, options.seed)
+
+
+def _vae_sdxl(work: Path, options: argparse.Namespace) -> None:
+    from demo.training import vae_sdxl
+
+    vae_sdxl.train(work / "vae", work / "vae-sdxl", options.minutes, options.seed)
+
+
+def _vae_sd3(work: Path, options: argparse.Namespace) -> None:
+    from demo.training import vae_sd3
+
+    vae_sd3.train(work / "vae-sdxl", work / "latents", work / "vae-sd3", options.minutes, options.seed)
 
 
 def _latents(work: Path, options: argparse.Namespace) -> None:
-    from demo import latents
+    from demo.training import latents
 
     for size in options.sizes:
-        width, height = (int(side) for side in size.split("x"))
+        width, height = _size(size)
         latents.write(work / "vae", work / "latents", width, height, options.count, options.seed)
 
 
-def _unet(work: Path, options: argparse.Namespace) -> None:
-    from diffusers import UNet2DConditionModel
+def _train(work: Path, options: argparse.Namespace) -> None:
+    """The averages go to `work / <name>` as they come; a later start resumes."""
+    from demo.training import loop, refiner, sd3, sd15, sdxl, ssd
 
-    from demo import assemble, train_unet
+    data, folder, tokenizer, text = work / "latents", work / options.network, work / "tokenizer", work / "text"
 
-    def publish(unet: UNet2DConditionModel) -> None:
-        assemble.write(work / "vae", work / "text", work / "tokenizer", unet, work / "sd15-latest")
+    def encoders() -> sdxl.Encoders:
+        return sdxl.Encoders(text, work / "text_2", tokenizer)
 
-    train_unet.train(
-        train_unet.Run(
-            data=work / "latents",
-            tokenizer=work / "tokenizer",
-            text=work / "text",
-            state=work / "unet",
-            minutes=options.minutes,
-            rate=options.rate,
-            large_from=options.large_from,
-            publish=publish,
-        )
+    tasks: Mapping[str, Callable[[], loop.Task]] = {
+        "sd15": lambda: sd15.Sd15(data, tokenizer, text, folder),
+        "sdxl": lambda: sdxl.Base(data, encoders(), work / "sd15", folder),
+        "refiner": lambda: refiner.Refiner(data, encoders(), work / "sdxl", folder),
+        "ssd": lambda: ssd.Ssd(data, encoders(), work / "sdxl", folder),
+        "sd3": lambda: sd3.Flow(data, sd3.Encoders(text, work / "text_2", tokenizer), folder),
+    }
+    loop.train(
+        loop.Run(state=work / f"{options.network}-state", minutes=options.minutes, rate=options.rate),
+        tasks[options.network](),
     )
 
 
 def _assemble(work: Path, options: argparse.Namespace) -> None:
-    import torch
+    from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 
-    from demo import assemble, train_unet
+    from demo import assemble
 
-    unet = train_unet.new()
-    unet.load_state_dict(torch.load(work / "unet" / "state-0.pt", weights_only=False)["average"])
-    assemble.write(work / "vae", work / "text", work / "tokenizer", unet, options.out)
-    print(options.out)
+    tokenizer, text, text_2, vae = work / "tokenizer", work / "text", work / "text_2", work / "vae-sdxl"
+
+    def unet(name: str) -> UNet2DConditionModel:
+        return UNet2DConditionModel.from_pretrained(work / name)
+
+    pipelines = {
+        "sd15": lambda: assemble.sd15(work / "vae", text, tokenizer, unet("sd15")),
+        "sdxl": lambda: assemble.sdxl(vae, text, text_2, tokenizer, unet("sdxl")),
+        "sdxl-refiner": lambda: assemble.refiner(vae, text_2, tokenizer, unet("refiner")),
+        "ssd": lambda: assemble.sdxl(vae, text, text_2, tokenizer, unet("ssd")),
+        "sd3": lambda: assemble.sd3(
+            work / "vae-sd3", text, text_2, tokenizer, SD3Transformer2DModel.from_pretrained(work / "sd3")
+        ),
+    }
+    for name in options.checkpoints:
+        assemble.write(pipelines[name](), tokenizer, options.out / name)
+        print(options.out / name)
 
 
 def _score(work: Path, options: argparse.Namespace) -> None:
     from demo import score
 
-    width, height = (int(side) for side in options.size.split("x"))
-    score.run(options.checkpoint, options.prompts, width, height, options.steps, options.guidance)
+    width, height = _size(options.size or _square(options.engine))
+    score.run(_artist(options), options.prompts, width, height, options.steps, options.guidance)
 
 
 def _sheet(work: Path, options: argparse.Namespace) -> None:
     from demo import sheet
 
-    sheet.draw(options.checkpoint, options.out, options.steps, options.guidance)
+    side, _ = _size(_square(options.engine))
+    out = options.out or Path("docs") / f"contact-sheet-{options.engine}.png"
+    sheet.draw(_artist(options), out, side, options.steps, options.guidance)
+
+
+def _artist(options: argparse.Namespace) -> "Artist":
+    from demo import draw
+
+    refined = options.engine == "sdxl" and not options.base_only
+    return draw.load(options.checkpoints / options.engine, options.checkpoints / "sdxl-refiner" if refined else None)
+
+
+def _square(engine: str) -> str:
+    return "512x512" if engine == "sd15" else "1024x1024"
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, height = (int(side) for side in text.split("x"))
+    return width, height
 
 
 def main() -> None:
     """Parses the arguments and runs one step."""
-    parser = argparse.ArgumentParser(
-        prog="python -m demo", description="Make and judge the default SD 1.5-shaped checkpoint."
-    )
+    parser = argparse.ArgumentParser(prog="python -m demo", description="Make and judge the default checkpoints.")
     parser.add_argument(
         "--work", type=Path, default=Path(".cache/demo"), help="data and training states (default: %(default)s)"
     )
     steps = parser.add_subparsers(required=True, metavar="step")
-    checkpoint = Path(__file__).parent / "checkpoints" / "sd15"
+
+    def timed(name: str, run: Callable[[Path, argparse.Namespace], None], minutes: float, words: str) -> None:
+        step = steps.add_parser(name, help=words)
+        step.add_argument("--minutes", type=float, default=minutes, help="on one core (default: %(default)s)")
+        step.add_argument("--seed", type=int, default=0)
+        step.set_defaults(run=run)
 
     step = steps.add_parser("tokenizer", help="write the tokenizer's files (seconds)")
     step.set_defaults(run=_tokenizer)
-    step = steps.add_parser("vae", help="train the autoencoder on one core")
-    step.add_argument("--minutes", type=float, default=12)
-    step.add_argument("--seed", type=int, default=0)
-    step.set_defaults(run=_vae)
-    step = steps.add_parser("text", help="train the text encoder on one core; needs the tokenizer")
-    step.add_argument("--minutes", type=float, default=10)
-    step.add_argument("--seed", type=int, default=0)
-    step.set_defaults(run=_text)
+    timed("text", _text, 10, "train the text encoder; needs the tokenizer")
+    timed("text-2", _text_2, 4, "train SDXL's and SD3's second text encoder; needs the first")
+    timed("vae", _vae, 12, "train SD 1.5's autoencoder")
+    timed("vae-sdxl", _vae_sdxl, 9, "train SDXL's autoencoder; needs SD 1.5's")
+    timed("vae-sd3", _vae_sd3, 10, "train SD3's autoencoder; needs SDXL's and the latents")
     step = steps.add_parser(
-        "latents", help="draw and encode scenes; needs the autoencoder; may run while the UNet trains"
+        "latents", help="draw and encode scenes; needs SD 1.5's autoencoder; may run while a network trains"
     )
     step.add_argument("sizes", nargs="+", help="such as 256x256")
     step.add_argument("--count", type=int, default=10000, help="scenes of each size (default: %(default)s)")
     step.add_argument("--seed", type=int, default=1)
     step.set_defaults(run=_latents)
     step = steps.add_parser(
-        "unet", help="train the UNet; resumes; `torchrun --nproc-per-node 2 -m demo unet` for two cores"
+        "train",
+        help="train a denoising network; resumes; `torchrun --nproc-per-node 2 -m demo train ...` for two cores",
     )
+    step.add_argument("network", choices=("sd15", "sdxl", "refiner", "ssd", "sd3"))
     step.add_argument("--minutes", type=float, default=100)
     step.add_argument("--rate", type=float, default=2e-3)
-    step.add_argument("--large-from", type=float, default=0.25, help="share of the time from which 512 px is trained")
-    step.set_defaults(run=_unet)
-    step = steps.add_parser("assemble", help="write the checkpoint's folder from the parts")
-    step.add_argument("--out", type=Path, default=checkpoint)
+    step.set_defaults(run=_train)
+    step = steps.add_parser("assemble", help="write checkpoints' folders from the parts")
+    step.add_argument("checkpoints", nargs="+", choices=("sd15", "sdxl", "sdxl-refiner", "ssd", "sd3"))
+    step.add_argument("--out", type=Path, default=CHECKPOINTS, help="where the folders go (default: %(default)s)")
     step.set_defaults(run=_assemble)
-    step = steps.add_parser("score", help="judge pictures of prompts it never saw")
-    step.add_argument("--checkpoint", type=Path, default=checkpoint)
-    step.add_argument("--prompts", type=int, default=100)
-    step.add_argument("--size", default="512x512")
-    step.add_argument("--steps", type=int, default=20)
-    step.add_argument("--guidance", type=float, default=7.0)
-    step.set_defaults(run=_score)
-    step = steps.add_parser("sheet", help="draw the contact sheet")
-    step.add_argument("--checkpoint", type=Path, default=checkpoint)
-    step.add_argument("--out", type=Path, default=Path("docs/contact-sheet-sd15.png"))
-    step.add_argument("--steps", type=int, default=20)
-    step.add_argument("--guidance", type=float, default=7.0)
-    step.set_defaults(run=_sheet)
+    for name, run, words in (
+        ("score", _score, "judge pictures of prompts it never saw"),
+        ("sheet", _sheet, "draw the contact sheet"),
+    ):
+        step = steps.add_parser(name, help=words)
+        step.add_argument("engine", choices=ENGINES)
+        step.add_argument("--checkpoints", type=Path, default=CHECKPOINTS, help="where its folder is (%(default)s)")
+        step.add_argument("--base-only", action="store_true", help="SDXL without its refiner")
+        step.add_argument("--steps", type=int, default=20)
+        step.add_argument("--guidance", type=float, default=7.0)
+        step.set_defaults(run=run)
+        if name == "score":
+            step.add_argument("--prompts", type=int, default=100)
+            step.add_argument("--size", help="such as 512x512 (default: the engine's own)")
+        else:
+            step.add_argument("--out", type=Path, help="default: docs/contact-sheet-<engine>.png")
 
     options = parser.parse_args()
     options.run(options.work, options)

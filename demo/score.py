@@ -2,14 +2,13 @@
 
 import random
 import time
-from pathlib import Path
 
 import numpy as np
 
 from demo.captions import caption
+from demo.draw import Artist
 from demo.probes import examine, summary
 from demo.scenes import Scene, sample
-from demo.sheet import generate, load
 
 SEED = 20_000_001  # no training's
 
@@ -25,12 +24,12 @@ def prompts(count: int) -> list[tuple[str, Scene]]:
     return [(caption(scene, rng), scene) for scene in scenes]
 
 
-def run(checkpoint: Path, count: int, width: int, height: int, steps: int, guidance: float) -> dict[str, float]:
+def run(artist: Artist, count: int, width: int, height: int, steps: int, guidance: float) -> dict[str, float]:
     """Prints and returns the shares of probes passed; picture k has seed k."""
-    pipeline, start = load(checkpoint), time.monotonic()
+    start = time.monotonic()
     facts = []
     for number, (prompt, scene) in enumerate(prompts(count)):
-        picture = generate(pipeline, prompt, number, width, height, steps, guidance)
+        picture = artist.draw(prompt, number, width, height, steps, guidance)
         facts.append(examine(np.asarray(picture), scene))
     result = summary(facts)
     each = (time.monotonic() - start) / count

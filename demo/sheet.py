@@ -2,12 +2,9 @@
 
 from pathlib import Path
 
-import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
-from diffusers.models.attention_processor import Attention
 from PIL import Image, ImageDraw
 
-from demo.train_unet import Nothing
+from demo.draw import Artist
 
 PROMPTS = (
     "a red house and a sailboat at sunset",
@@ -26,35 +23,6 @@ PROMPTS = (
 TILE = 256
 
 
-def load(checkpoint: Path) -> StableDiffusionPipeline:
-    """The checkpoint in float32 with the sampler that judging uses: DPM-Solver++ 2M with Karras levels.
-
-    Attention whose output weights are all zero is left out: the same picture in less than half the time.
-    """
-    pipeline = StableDiffusionPipeline.from_pretrained(checkpoint, dtype=torch.float32)
-    for module in pipeline.unet.modules():
-        if isinstance(module, Attention) and not module.to_out[0].weight.any() and not module.to_out[0].bias.any():
-            module.set_processor(Nothing())
-    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config, use_karras_sigmas=True)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def generate(
-    pipeline: StableDiffusionPipeline, prompt: str, seed: int, width: int, height: int, steps: int, guidance: float
-) -> Image.Image:
-    """One picture."""
-    picture: Image.Image = pipeline(
-        prompt,
-        width=width,
-        height=height,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        generator=torch.Generator().manual_seed(seed),
-    ).images[0]
-    return picture
-
-
 def compose(pictures: list[tuple[str, Image.Image]], columns: int) -> Image.Image:
     """Tiles with their captions below."""
     rows = (len(pictures) + columns - 1) // columns
@@ -70,10 +38,9 @@ def compose(pictures: list[tuple[str, Image.Image]], columns: int) -> Image.Imag
     return sheet
 
 
-def draw(checkpoint: Path, out: Path, steps: int, guidance: float) -> None:
-    """Writes the contact sheet at 512 px, seed 1."""
-    pipeline = load(checkpoint)
-    pictures = [(prompt, generate(pipeline, prompt, 1, 512, 512, steps, guidance)) for prompt in PROMPTS]
+def draw(artist: Artist, out: Path, side: int, steps: int, guidance: float) -> None:
+    """Writes the contact sheet: square pictures of so many pixels, seed 1."""
+    pictures = [(prompt, artist.draw(prompt, 1, side, side, steps, guidance)) for prompt in PROMPTS]
     out.parent.mkdir(parents=True, exist_ok=True)
     compose(pictures, 4).quantize(256).save(out, optimize=True)  # a fifth of the bytes
     print(out)

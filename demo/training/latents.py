@@ -6,6 +6,7 @@ Captions are written anew at every use, so only the scene is kept. A reader take
 import os
 import pickle
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from demo.scenes import Scene, render, sample
-from demo.train_vae import pictures_to_tensor
+from demo.training.vae import pictures_to_tensor
 
 SHARD = 200  # scenes a file
 
@@ -72,9 +73,10 @@ class Store:
             bucket.latents.append(z)
             bucket.scenes.append(scenes)
 
-    def counts(self) -> dict[tuple[int, int], int]:
-        """Scenes by size."""
-        return {size: SHARD * len(bucket.scenes) for size, bucket in self._buckets.items()}
+    def choose(self, mix: Mapping[tuple[int, int], float], rng: random.Random) -> tuple[int, int]:
+        """One of the sizes that are there, by their shares in `mix`."""
+        there = {size: share for size, share in mix.items() if size in self._buckets}
+        return rng.choices(list(there), list(there.values()))[0]
 
     def draw(self, size: tuple[int, int], count: int, rng: random.Random) -> tuple[Tensor, list[Scene]]:
         """Random scenes of one size: b 4 h w, float32, unit variance, and what they show."""

@@ -9,6 +9,7 @@ import copy
 import math
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -111,42 +112,45 @@ def _as_block_average(vae: AutoencoderKL) -> None:
         out.weight[channel, channel + 3, 1, 1] -= undo
 
 
-class _Crops:
+class Crops:
     """Crops of freshly drawn scenes, mostly where the edges are."""
 
-    def __init__(self, seed: int) -> None:
-        self._rng = random.Random(seed)
-        self._pool = [self._draw() for _ in range(48)]
+    def __init__(self, seed: int, sizes: Sequence[tuple[int, int]] = SIZES, side: int = CROP, pool: int = 48) -> None:
+        """`sizes` of the scenes, width and height; `side` of the crops; so many scenes are kept to be cropped again."""
+        self._rng, self._sizes, self._side = random.Random(seed), sizes, side
+        self._pool = [self._draw() for _ in range(pool)]
         self._taken = 0
 
     def _draw(self) -> tuple[np.ndarray, np.ndarray]:
-        picture = render(sample(self._rng), *self._rng.choice(SIZES))
+        picture = render(sample(self._rng), *self._rng.choice(self._sizes))
         rough = picture[::8, ::8].astype(np.int16)
         edges = np.abs(np.diff(rough, axis=1)).sum(2)[:-1] + np.abs(np.diff(rough, axis=0)).sum(2)[:, :-1]
         return picture, edges
 
     def _crop(self) -> np.ndarray:
         picture, edges = self._rng.choice(self._pool)
-        height, width = picture.shape[:2]
+        (height, width), side = picture.shape[:2], self._side
         best = (-1.0, 0, 0)
         for _ in range(3 if self._rng.random() < 0.75 else 1):
-            x, y = self._rng.randrange(width - CROP + 1), self._rng.randrange(height - CROP + 1)
-            content = float(edges[y // 8 : (y + CROP) // 8, x // 8 : (x + CROP) // 8].sum())
+            x, y = self._rng.randrange(width - side + 1), self._rng.randrange(height - side + 1)
+            content = float(edges[y // 8 : (y + side) // 8, x // 8 : (x + side) // 8].sum())
             best = max(best, (content, x, y))
         _, x, y = best
-        return picture[y : y + CROP, x : x + CROP]
+        return picture[y : y + side, x : x + side]
 
-    def batch(self) -> Tensor:
-        """The next crops."""
+    def batch(self, count: int) -> Tensor:
+        """The next crops: count 3 side side."""
         self._taken += 1
         if self._taken % 3 == 0:
             self._pool[self._rng.randrange(len(self._pool))] = self._draw()
-        return pictures_to_tensor([self._crop() for _ in range(BATCH)])
+        return pictures_to_tensor([self._crop() for _ in range(count)])
 
 
 def pictures_to_tensor(pictures: list[np.ndarray]) -> Tensor:
     """h w 3 uint8 pictures -> b 3 h w, float32, -1..1."""
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    # contiguous: torch 2.13 on a CPU crashes in a group norm's backward pass over channels-last pictures one at a time
+    x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+    return x.float().div_(127.5).sub_(1)
 
 
 def psnr(vae: AutoencoderKL, size: int, count: int) -> float:
@@ -161,7 +165,7 @@ def psnr(vae: AutoencoderKL, size: int, count: int) -> float:
     return total / count
 
 
-def _loss(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def loss(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Absolute error of pixels, of gradients (crisp edges) and of 4x4 averages (right colour), plus squared error."""
     d = y - x
     gradient = (d[..., 1:] - d[..., :-1]).abs().mean() + (d[..., 1:, :] - d[..., :-1, :]).abs().mean()
@@ -211,7 +215,7 @@ def train(folder: Path, minutes: float, seed: int) -> None:
     vae = new()
     _as_block_average(vae)
     average = copy.deepcopy(vae).eval()
-    optimizer, crops = _optimizer(vae), _Crops(seed)
+    optimizer, crops = _optimizer(vae), Crops(seed)
     print(
         f"{sum(p.numel() for p in vae.parameters()) / 1e6:.2f}M parameters; start {psnr(vae, 512, 4):.2f} dB",
         flush=True,
@@ -221,13 +225,13 @@ def train(folder: Path, minutes: float, seed: int) -> None:
         rate = LEARNING_RATE * min(1.0, (step + 1) / 100) * (0.5 * (1 + math.cos(math.pi * done)) * 0.95 + 0.05)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["share"]
-        x = crops.batch()
+        x = crops.batch(BATCH)
         posterior = vae.encode(x).latent_dist
         z = posterior.mean + posterior.std.clamp(min=0.02) * torch.randn_like(posterior.mean)
-        loss, square = _loss(x, vae.decode(z).sample)
+        error, square = loss(x, vae.decode(z).sample)
         divergence = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
         optimizer.zero_grad()
-        (loss + 2e-4 * divergence).backward()
+        (error + 2e-4 * divergence).backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         step += 1
