@@ -1,12 +1,13 @@
 """`python -m demo`: makes the default checkpoints, step by step. Arguments only; the work is in each step's file."""
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from demo.draw import Artist
+    from demo.draw import Service
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 ENGINES = ("sd15", "sdxl", "ssd", "sd3")  # what is judged; the refiner is judged with SDXL
@@ -106,22 +107,27 @@ def _score(work: Path, options: argparse.Namespace) -> None:
     from demo import score
 
     width, height = _size(options.size or _square(options.engine))
-    score.run(_artist(options), options.prompts, width, height, options.steps, options.guidance)
+    with _service(options) as artist:
+        score.run(artist, options.prompts, width, height, options.steps, options.guidance)
 
 
 def _sheet(work: Path, options: argparse.Namespace) -> None:
     from demo import sheet
 
     side, _ = _size(_square(options.engine))
-    out = options.out or Path("docs") / f"contact-sheet-{options.engine}.png"
-    sheet.draw(_artist(options), out, side, options.steps, options.guidance)
+    with _service(options) as artist:
+        out = options.out or Path("docs") / f"contact-sheet-{options.engine}.png"
+        sheet.draw(artist, out, side, options.steps, options.guidance)
 
 
-def _artist(options: argparse.Namespace) -> "Artist":
-    from demo import draw
+@contextmanager
+def _service(options: argparse.Namespace) -> Iterator["Service"]:
+    from mediagen.client import Client
 
-    refined = options.engine == "sdxl" and not options.base_only
-    return draw.load(options.checkpoints / options.engine, options.checkpoints / "sdxl-refiner" if refined else None)
+    from demo.draw import Service
+
+    with Client(options.address) as client:
+        yield Service(client, options.engine, options.high_noise_frac)
 
 
 def _square(engine: str) -> str:
@@ -174,13 +180,13 @@ def main() -> None:
     step.add_argument("--out", type=Path, default=CHECKPOINTS, help="where the folders go (default: %(default)s)")
     step.set_defaults(run=_assemble)
     for name, run, words in (
-        ("score", _score, "judge pictures of prompts it never saw"),
-        ("sheet", _sheet, "draw the contact sheet"),
+        ("score", _score, "judge a running service's pictures of prompts no training saw"),
+        ("sheet", _sheet, "draw the contact sheet with a running service"),
     ):
         step = steps.add_parser(name, help=words)
         step.add_argument("engine", choices=ENGINES)
-        step.add_argument("--checkpoints", type=Path, default=CHECKPOINTS, help="where its folder is (%(default)s)")
-        step.add_argument("--base-only", action="store_true", help="SDXL without its refiner")
+        step.add_argument("--address", default="127.0.0.1:50051", help="of a running service (default: %(default)s)")
+        step.add_argument("--high-noise-frac", type=float, help="SDXL: 1 is without its refiner (default: 0.8)")
         step.add_argument("--steps", type=int, default=20)
         step.add_argument("--guidance", type=float, default=7.0)
         step.set_defaults(run=run)

@@ -1,50 +1,68 @@
-"""Draws with a checkpoint through diffusers, the way all of them are judged."""
+"""Pictures to be judged: by a running service, or straight from a checkpoint through diffusers."""
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 from diffusers.models.attention_processor import Attention
+from mediagen.client import Client
+from mediagen.v1 import image_pb2 as pb
 from PIL import Image
 
 from demo.training.attention import NoAttention
 
 
-@dataclass(frozen=True)
-class Artist:
-    """A checkpoint, and maybe the refiner that ends what it begins."""
-
-    pipeline: Any
-    refiner: Any | None
+class Artist(Protocol):
+    """Whoever draws."""
 
     def draw(self, prompt: str, seed: int, width: int, height: int, steps: int, guidance: float) -> Image.Image:
-        """One picture. With a refiner, it takes the last fifth."""
-        dice = torch.Generator().manual_seed(seed)
-        told: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance, "generator": dice}
-        size = {"width": width, "height": height}
-        if self.refiner is None:
-            picture: Image.Image = self.pipeline(prompt, **told, **size).images[0]
-            return picture
-        latents = self.pipeline(prompt, **told, **size, denoising_end=0.8, output_type="latent").images
-        picture = self.refiner(prompt, image=latents, denoising_start=0.8, **told).images[0]
-        return picture
+        """One picture."""
+        ...
 
 
-def load(checkpoint: Path, refiner: Path | None = None) -> Artist:
-    """In float32, with DPM-Solver++ 2M on Karras levels; a flow keeps its own scheduler."""
-    return Artist(_load(checkpoint), None if refiner is None else _load(refiner))
+@dataclass(frozen=True)
+class Service:
+    """One engine of a running service. UNets get DPM-Solver++ 2M on Karras levels, SD3 has no choice."""
+
+    client: Client
+    engine: str
+    high_noise_frac: float | None = None  # None: the service's own
+
+    def draw(self, prompt: str, seed: int, width: int, height: int, steps: int, guidance: float) -> Image.Image:
+        """See `Artist`."""
+        request = pb.GenerateRequest(
+            engine=self.engine, prompt=prompt, seed=seed, width=width, height=height, steps=steps, cfg_scale=guidance,
+            image_encoding=pb.IMAGE_ENCODING_PNG, high_noise_frac=self.high_noise_frac,
+        )  # fmt: skip
+        if self.engine != "sd3":
+            request.sampler = pb.SAMPLER_DPM_PLUS_PLUS_2M_KARRAS
+        return Image.open(io.BytesIO(self.client.generate(request).images[0].data)).convert("RGB")
 
 
-def _load(checkpoint: Path) -> Any:
-    """Attention whose output weights are all zero is left out: the same picture in less than half the time."""
-    pipeline = DiffusionPipeline.from_pretrained(checkpoint, dtype=torch.float32)
-    denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
-    for module in denoiser.modules():
-        if isinstance(module, Attention) and not module.to_out[0].weight.any() and not module.to_out[0].bias.any():
-            module.set_processor(NoAttention())
-    if not isinstance(pipeline.scheduler, FlowMatchEulerDiscreteScheduler):
+class Diffusers:
+    """SD 1.5's checkpoint with the same sampler."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        """Attention whose output weights are all zero is left out: the same picture in less than half the time."""
+        pipeline: Any = DiffusionPipeline.from_pretrained(checkpoint, dtype=torch.float32)
+        for module in pipeline.unet.modules():
+            if isinstance(module, Attention) and not module.to_out[0].weight.any() and not module.to_out[0].bias.any():
+                module.set_processor(NoAttention())
         pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config, use_karras_sigmas=True)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+        pipeline.set_progress_bar_config(disable=True)
+        self._pipeline = pipeline
+
+    def draw(self, prompt: str, seed: int, width: int, height: int, steps: int, guidance: float) -> Image.Image:
+        """See `Artist`."""
+        picture: Image.Image = self._pipeline(
+            prompt,
+            width=width,
+            height=height,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=torch.Generator().manual_seed(seed),
+        ).images[0]
+        return picture

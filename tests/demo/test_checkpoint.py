@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from demo.draw import load
+from demo.draw import Diffusers
 from demo.probes import examine
 from demo.scenes import Scene, Thing
 
@@ -56,7 +56,7 @@ def test_its_scheduler_is_sd_1_5s_for_a_model_of_v() -> None:
 
 @pytest.mark.parametrize("guidance", [7.0, 12.0])
 def test_a_red_house_and_a_sailboat_at_sunset_is_what_it_draws(guidance: float) -> None:
-    picture = load(CHECKPOINT).draw("a red house and a sailboat at sunset", 1, 512, 512, 16, guidance)
+    picture = Diffusers(CHECKPOINT).draw("a red house and a sailboat at sunset", 1, 512, 512, 16, guidance)
     scene = Scene(
         "sea", "sunset", (Thing("house", "red", "left"), Thing("sailboat", "white", "right")),
         sun=True, moon=False, stars=False, clouds=False, mountains=False, seed=0,
