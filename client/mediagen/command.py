@@ -38,13 +38,24 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="what the picture shows")],
     engine: Annotated[str, typer.Option(help="engine name, see `mediagen engines`")] = "sd15",
     output: Annotated[Path, typer.Option("--output", "-o", help="file to write, .png or .jpg")] = Path("picture.png"),
+    prompt_2: Annotated[str | None, typer.Option(help="SDXL: for its second text encoder (default: PROMPT)")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="what it must not show")] = None,
-    steps: Annotated[int | None, typer.Option(help="denoising steps, 1 to 200 [default: 30]")] = None,
-    cfg_scale: Annotated[float | None, typer.Option(help="guidance scale, above 0 to 50 [default: 12]")] = None,
-    sampler: Annotated[str | None, typer.Option(help=f"one of {', '.join(_SAMPLERS)} [default: DDIM]")] = None,
-    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT, see `mediagen engines` [default: its own]")] = None,
+    negative_prompt_2: Annotated[
+        str | None, typer.Option(help="SDXL: for its second text encoder (default: --negative-prompt)")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="denoising steps, 1 to 200 (default: 30)")] = None,
+    cfg_scale: Annotated[float | None, typer.Option(help="guidance scale, above 0 to 50 (default: 12)")] = None,
+    sampler: Annotated[str | None, typer.Option(help=f"one of {', '.join(_SAMPLERS)} (default: DDIM)")] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT, see `mediagen engines` (default: its own)")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="0 to 4294967295, once for all or once a picture")] = None,
-    num_images: Annotated[int | None, typer.Option("--num-images", "-n", help="pictures, 1 to 16 [default: 1]")] = None,
+    high_noise_frac: Annotated[
+        float | None, typer.Option(help="SDXL: share before the refiner's, 0 to 1 (default: 0.8)")
+    ] = None,
+    refiner: Annotated[
+        bool | None,
+        typer.Option("--refiner/--no-refiner", help="SDXL: use a refiner where there is one (default: yes)"),
+    ] = None,
+    num_images: Annotated[int | None, typer.Option("--num-images", "-n", help="pictures, 1 to 16 (default: 1)")] = None,
     timeout: Annotated[float | None, typer.Option(help="seconds for the whole call")] = None,
     address: Address = DEFAULT_ADDRESS,
     start_service: Annotated[bool, typer.Option(help="start a service for this call and stop it afterwards")] = False,
@@ -56,12 +67,20 @@ def generate(
     request = pb.GenerateRequest(image_encoding=_SUFFIXES[output.suffix.lower()])
     _set(request, "engine", engine, "--engine")
     _set(request, "prompt", prompt, "PROMPT")
+    if prompt_2 is not None:
+        _set(request, "prompt_2", prompt_2, "--prompt-2")
     if negative_prompt is not None:
         _set(request, "negative_prompt", negative_prompt, "--negative-prompt")
+    if negative_prompt_2 is not None:
+        _set(request, "negative_prompt_2", negative_prompt_2, "--negative-prompt-2")
     if steps is not None:
         _set(request, "steps", steps, "--steps")
     if cfg_scale is not None:
         request.cfg_scale = cfg_scale
+    if high_noise_frac is not None:
+        request.high_noise_frac = high_noise_frac
+    if refiner is not None:
+        request.use_refiner = refiner
     if num_images is not None:
         _set(request, "num_images", num_images, "--num-images")
     if sampler is not None:
