@@ -120,6 +120,17 @@ def _sheet(work: Path, options: argparse.Namespace) -> None:
         sheet.draw(artist, out, side, options.steps, options.guidance)
 
 
+def _outlines(work: Path, options: argparse.Namespace) -> None:
+    from mediagen.client import Client
+
+    from demo.draw import Service
+    from demo.outlines import compare
+
+    with Client(options.address) as client:
+        base, refined = Service(client, "sdxl", 1.0), Service(client, "sdxl")
+        compare(base, refined, options.prompts, options.steps, options.guidance)
+
+
 @contextmanager
 def _service(options: argparse.Namespace) -> Iterator["Service"]:
     from mediagen.client import Client
@@ -195,6 +206,13 @@ def main() -> None:
             step.add_argument("--size", help="such as 512x512 (default: the engine's own)")
         else:
             step.add_argument("--out", type=Path, help="default: docs/contact-sheet-<engine>.png")
+
+    step = steps.add_parser("outlines", help="measure what SDXL's refiner does to a running service's pictures")
+    step.add_argument("--address", default="127.0.0.1:50051", help="of a running service (default: %(default)s)")
+    step.add_argument("--prompts", type=int, default=20)
+    step.add_argument("--steps", type=int, default=20)
+    step.add_argument("--guidance", type=float, default=7.0)
+    step.set_defaults(run=_outlines)
 
     options = parser.parse_args()
     options.run(options.work, options)

@@ -55,7 +55,7 @@ def new() -> SD3Transformer2DModel:
     return transformer
 
 
-class _JointAttention:
+class JointAttention:
     """Attention of picture and text tokens together; the last text token counts as T5_TOKENS of them."""
 
     def __call__(
@@ -125,7 +125,7 @@ class Flow:
         self.model: nn.Module = new()
         for module in self.model.modules():
             if isinstance(module, Attention):
-                module.set_processor(_JointAttention())
+                module.set_processor(JointAttention())
 
     def loss(self, done: float, dice: Dice) -> tuple[Tensor, int]:
         """See `Task`."""
