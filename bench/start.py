@@ -1,4 +1,7 @@
-"""`python -m bench.start`: how soon a gateway serves, what memory it holds, how long a warm picture takes."""
+"""`python -m bench.start`: how soon a gateway serves and draws, what memory it holds, how long a warm picture takes.
+
+Networks are loaded at their first use: the time to the first picture has what the start no longer has.
+"""
 
 import argparse
 import tempfile
@@ -11,16 +14,28 @@ from bench.caller import measured_request
 from bench.gateway import Gateway, gateway, load, maps, resident_mib
 
 _MEMORY_MIB = 250 * 1e6 / 2**20  # the goal is in MB
-_START, _PICTURE = 10.0, 5.0  # seconds
+_START, _PICTURE = 10.0, 5.0  # seconds; a start is over when the networks are loaded as well
 
 
 def _verdict(met: bool) -> str:
     return "met" if met else "MISSED"
 
 
+def _start(running: Gateway, name: str) -> None:
+    """Until SERVING, and until the networks are loaded: a picture of one step less what it takes the second time."""
+    request = measured_request(1)
+    with Client(running.address) as client:
+        first, second = (client.generate(request).timings.total_ms / 1e3 for _ in range(2))
+    loaded = running.start_seconds + max(0.0, first - second)
+    print(
+        f"start with a {name} cache: serving after {running.start_seconds:.1f} s, first picture {first:.1f} s later, ",
+        end="",
+    )
+    print(f"again {second:.1f} s; all loaded after {loaded:.1f} s (goal {_START:.0f}: {_verdict(loaded < _START)})")
+
+
 def _report(running: Gateway, steps: int, repeats: int) -> None:
     request = measured_request(steps)
-    print(f"memory at SERVING: {resident_mib(running.pid):.0f} MiB")
     with Client(running.address) as client:
         client.generate(request)  # warms everything up
         taken = []
@@ -47,11 +62,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         cache = {"MEDIAGEN_CACHE": str(Path(folder, "cache"))}
         for name in ("cold", "warm"):
-            head = load()
+            print(load())
             with gateway(cache) as running:
-                seconds = running.start_seconds
-                print(f"{head}\nstart with a {name} cache: {seconds:.1f} s", end="")
-                print(f" (goal {_START:.0f}: {_verdict(seconds < _START)})")
+                if name == "warm":
+                    print(f"memory at SERVING: {resident_mib(running.pid):.0f} MiB")
+                _start(running, name)
                 if name == "warm":
                     _report(running, arguments.steps, arguments.repeats)
 

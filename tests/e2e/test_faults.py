@@ -25,8 +25,8 @@ SHORT = pb.GenerateRequest(engine="sd15", prompt="a red house", steps=1, width=3
 
 @pytest.fixture
 def own_service(tmp_path: Path) -> Iterator[RunningService]:
-    """A service that the test may harm."""
-    running = start_service(tmp_path)
+    """A service that the test may harm, with its networks loaded."""
+    running = start_service(tmp_path, MEDIAGEN_PRELOAD="sd15")
     yield running
     if running.process.poll() is None:
         running.process.kill()
@@ -177,7 +177,9 @@ def test_more_requests_than_permits_are_refused_with_a_retry_hint(tmp_path: Path
         ({"MEDIAGEN_MAX_REQUESTS": "0"}, "whole number above 0"),
         ({"MEDIAGEN_LOG_LEVEL": "LOUD"}, "allowed are DEBUG"),
         ({"MEDIAGEN_MODEL_REPOSITORY": "/nonexistent"}, "holds no engine card"),
-        ({"MEDIAGEN_TRITON": "127.0.0.1:1"}, "127.0.0.1:1"),
+        ({"MEDIAGEN_TRITON": "127.0.0.1:1"}, "no Triton answers at 127.0.0.1:1"),
+        ({"MEDIAGEN_ENGINE_MEMORY": "half"}, "must be a number of bytes"),
+        ({"MEDIAGEN_PRELOAD": "sd16"}, "MEDIAGEN_PRELOAD names sd16; this repository has"),
     ],
 )
 def test_a_service_that_cannot_start_says_why_in_one_sentence(
