@@ -67,6 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{time.monotonic() - start:6.1f} s  {text}", flush=True)
 
     cast(Any, transformers_logging).disable_progress_bar()  # of files that are read in a blink
+    cast(Any, transformers_logging).set_verbosity_error()  # a fault is told in a sentence, not in a table
     try:
         checkpoint = _checkpoint(given, published, recipe)
         title = published.title if given.title is None else given.title

@@ -20,7 +20,7 @@ from export import ExportError, config_pbtxt, graphs, parity
 from export.checkpoint import Checkpoint
 from export.recipes import EngineRecipe, examples
 from export.tokenizer import write_tokenizer
-from export.weights import load_component, stored_tensors, write_weights
+from export.weights import check_weights, load_component, stored_tensors, write_weights
 from server.engines.port import Array
 from server.families.card import Card
 
@@ -47,9 +47,9 @@ def export(
     rows: list[parity.Row] = []
     with all_or_nothing(repository) as building:
         engines = recipe.recipes(checkpoint, card)
+        progress("looking at the checkpoint")
         for engine in engines:  # what can be told at once is, before minutes of work
-            for file in checkpoint.weights(engine.component).files:
-                stored_tensors(file)
+            check_weights(checkpoint, engine.component)
             _write_tokenizer(engine, checkpoint, building)
         for engine in engines:
             rows.append(_export_engine(engine, recipe.COMPONENTS[engine.component], checkpoint, building, progress))

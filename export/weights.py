@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import safe_open
 
 from export import ExportError
 from export.checkpoint import AGAIN, Checkpoint
 
 _MOST_HEADER_BYTES = 100 << 20  # the format's own limit
+_WIDER = (torch.float32, torch.float64, torch.bfloat16)  # than half precision
+_FIT = "engines' weights are stored in half precision, take a checkpoint whose weights fit it"
 _MOST_LOST = 0.01  # of a matrix's norm by rounding to half precision, which usually takes 0.0002
 
 
@@ -56,14 +59,42 @@ def stored_tensors(path: Path) -> dict[str, Stored]:
     return found
 
 
+def check_weights(checkpoint: Checkpoint, component: str) -> None:
+    """Raises `ExportError` when a component's weights are not there, cut short or not finite, or when half precision
+    cannot hold them. Reads every file once, tensor by tensor."""
+    for file in checkpoint.weights(component).files:
+        stored_tensors(file)
+        broken, large, lost = [], [], []
+        with safe_open(file, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118  it is no mapping
+                tensor = opened.get_tensor(name)
+                if not bool(torch.isfinite(tensor).all()):
+                    broken.append(name)
+                elif tensor.dtype in _WIDER:
+                    half = tensor.half()
+                    if not bool(torch.isfinite(half).all()):
+                        large.append(name)
+                    elif tensor.dim() > 1 and float((tensor - half).norm()) > _MOST_LOST * float(tensor.norm()):
+                        lost.append(name)
+        if broken:
+            raise ExportError(f"{file} holds NaN or infinity in {_some(broken)}: the checkpoint is damaged; {AGAIN}")
+        if large:
+            raise ExportError(
+                f"{file} holds values above 65504, the most half precision can, in {_some(large)}: {_FIT}"
+            )
+        if lost:
+            raise ExportError(
+                f"{file} holds values too small for half precision in {_some(lost)}, which would lose more than "
+                f"{_MOST_LOST:.0%} of itself: {_FIT}"
+            )
+
+
 def load_component(kind: type[Any], checkpoint: Checkpoint, component: str) -> torch.nn.Module:
     """A component in float32 holding exactly what will be stored: every weight rounded to half precision.
 
-    Raises `ExportError` for missing, misshapen or non-finite weights, and for those half precision cannot hold.
+    Raises `ExportError` for missing or misshapen weights.
     """
     weights = checkpoint.weights(component)
-    for file in weights.files:
-        stored_tensors(file)
     folder = checkpoint.path(component)
     try:
         module, notes = kind.from_pretrained(
@@ -72,6 +103,7 @@ def load_component(kind: type[Any], checkpoint: Checkpoint, component: str) -> t
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told below, by name
             torch_dtype=torch.float32,
         )
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
@@ -83,7 +115,9 @@ def load_component(kind: type[Any], checkpoint: Checkpoint, component: str) -> t
             f"{weights.files[0]} does not fit {folder / 'config.json'}: "
             f"missing {_some(missing) or 'nothing'}; of another shape {_some(misshapen) or 'none'}; {AGAIN}"
         )
-    _round(module, weights.files[0])
+    for tensor in module.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(tensor.half())
     return cast(torch.nn.Module, module.eval().requires_grad_(False))
 
 
@@ -108,7 +142,7 @@ def _write_half(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for tensor in tensors.values():
-            file.write(memoryview(tensor.half().contiguous().numpy()).cast("B"))
+            file.write(tensor.half().contiguous().numpy().tobytes())
 
 
 def _holds(stored: Mapping[str, Stored], wanted: Mapping[str, torch.Tensor]) -> bool:
@@ -117,32 +151,6 @@ def _holds(stored: Mapping[str, Stored], wanted: Mapping[str, torch.Tensor]) -> 
         name in stored and (stored[name].dtype, stored[name].shape) == ("F16", tuple(tensor.shape))
         for name, tensor in wanted.items()
     )
-
-
-def _round(module: torch.nn.Module, file: Path) -> None:
-    broken, large, lost = [], [], []
-    for name, tensor in module.state_dict().items():
-        if tensor.is_floating_point():
-            half = tensor.half()
-            if not bool(torch.isfinite(tensor).all()):
-                broken.append(name)
-            elif not bool(torch.isfinite(half).all()):
-                large.append(name)
-            elif tensor.dim() > 1 and float((tensor - half).norm()) > _MOST_LOST * float(tensor.norm()):
-                lost.append(name)
-            tensor.copy_(half)
-    if broken:
-        raise ExportError(f"{file} holds NaN or infinity in {_some(broken)}: the checkpoint is damaged; {AGAIN}")
-    if large:
-        raise ExportError(
-            f"{file} holds values above 65504, the most half precision can, in {_some(large)}: engines' weights are "
-            "stored in half precision; take a checkpoint whose weights fit it"
-        )
-    if lost:
-        raise ExportError(
-            f"{file} holds values too small for half precision in {_some(lost)}, which would lose more than "
-            f"{_MOST_LOST:.0%}: engines' weights are stored in half precision; take a checkpoint whose weights fit it"
-        )
 
 
 def _some(names: list[str]) -> str:

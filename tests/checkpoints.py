@@ -134,6 +134,12 @@ def write_tokenizer(folder: Path, pad: str) -> None:
     folder.joinpath("merges.txt").write_text("\n".join(("#version: 0.2", *MERGES)) + "\n")
 
 
+def change_json(path: Path, **fields: object) -> None:
+    """Set fields of a JSON file; "absent" removes one."""
+    content = {**json.loads(path.read_text()), **fields}
+    path.write_text(json.dumps({key: value for key, value in content.items() if value != "absent"}))
+
+
 def _clip(width: int, projection: int) -> CLIPTextConfig:
     words = vocabulary()
     return CLIPTextConfig(

@@ -19,7 +19,7 @@ from export.scheduler import trained_scheduler
 from export.wrappers import PenultimateStates, PenultimateStatesAndPooled, VaeDecoder
 from server.families import sdxl
 from server.families.parts import CLIP_TOKENS, MAX_ROWS, MEGAPIXEL_SIZES
-from server.families.sdxl import SdxlCard
+from server.families.sdxl import BASE_TIME_IDS, REFINER_TIME_IDS, SdxlCard
 
 FAMILY = "sdxl"
 COMPONENTS: Mapping[str, type] = {
@@ -30,9 +30,6 @@ COMPONENTS: Mapping[str, type] = {
     "vae": AutoencoderKL,
 }
 PIPELINES = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline")
-
-BASE_IDS = 6  # original height and width, crop top and left, target height and width
-REFINER_IDS = 5  # original height and width, crop top and left, aesthetic score
 
 _ROWS = Axis(multiple=1, most=MAX_ROWS)
 _TOKENS = Axis(multiple=1, most=16 * CLIP_TOKENS)
@@ -163,8 +160,8 @@ def _refuse_swapped(checkpoint: Checkpoint) -> None:
     """A base where a refiner belongs, or the other way about. Before all else: a refiner lacks a text encoder, too."""
     pooled_width = checkpoint.config("text_encoder_2")["projection_dim"]
     for part, wrong, advice in (
-        ("unet", REFINER_IDS, "is a refiner's UNet: give it with --refiner, and its base with --checkpoint"),
-        ("refiner/unet", BASE_IDS, "is a base's UNet, not a refiner's: give it with --checkpoint"),
+        ("unet", REFINER_TIME_IDS, "is a refiner's UNet: give it with --refiner, and its base with --checkpoint"),
+        ("refiner/unet", BASE_TIME_IDS, "is a base's UNet, not a refiner's: give it with --checkpoint"),
     ):
         if part == "unet" or "refiner" in checkpoint.joined:
             found = _ids(checkpoint.config(part), pooled_width)
@@ -187,7 +184,7 @@ def _card(checkpoint: Checkpoint, name: str, title: str, prediction_type: str | 
             # diffusers would whiten latents with these
             ("vae latents_mean", vae.get("latents_mean"), None),
             ("vae latents_std", vae.get("latents_std"), None),
-            *_unet_rules(unet, vae["latent_channels"], text_2["projection_dim"], BASE_IDS, pixels_per_latent),
+            *_unet_rules(unet, vae["latent_channels"], text_2["projection_dim"], BASE_TIME_IDS, pixels_per_latent),
         ),
     )
     return SdxlCard(
@@ -213,7 +210,7 @@ def _check_refiner(refiner: Checkpoint, card: SdxlCard, prediction_type: str | N
         "a refiner of this base",
         (
             ("unet cross_attention_dim", unet["cross_attention_dim"], card.text_2_width),
-            *_unet_rules(unet, card.latent_channels, card.pooled_width, REFINER_IDS, card.pixels_per_latent),
+            *_unet_rules(unet, card.latent_channels, card.pooled_width, REFINER_TIME_IDS, card.pixels_per_latent),
             # both work on one picture's levels, one after the other
             ("scheduler", trained_scheduler(refiner, prediction_type), card.scheduler),
         ),

@@ -45,7 +45,7 @@ def test_a_rendered_repository_holds_everything_that_its_readme_says(rendered: P
 def test_the_gateway_reads_the_card_and_the_tokenizer(rendered: Path, checkpoint: Checkpoint) -> None:
     catalog = read_catalog(rendered)
     assert catalog["tiny"].card == sd15.card(checkpoint, "tiny", "a tiny one", None)
-    assert len(catalog["tiny"].tokenizer.tokens("the red sun").ids) == 77
+    assert len(catalog["tiny"].tokenizers["tiny_text_encoder"].tokens("the red sun").ids) == 77
 
 
 async def test_every_engine_gives_its_golden_tensors(rendered: Path, checkpoint: Checkpoint) -> None:
@@ -150,7 +150,7 @@ def test_an_export_that_is_told_to_end_leaves_nothing_half_built(checkpoint_fold
     command = [sys.executable, "-m", "export", "sd15", "--checkpoint", str(checkpoint_folder), "--out", str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        assert "weights" in process.stdout.readline()
+        assert "looking at the checkpoint" in process.stdout.readline()
         assert list(tmp_path.iterdir())
         process.terminate()
     assert process.returncode == 143
@@ -168,9 +168,10 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path, capsys: pyte
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["sdxl", "--checkpoint", "x", "--out", "y"], "invalid choice: 'sdxl'"),
+        (["sd4", "--checkpoint", "x", "--out", "y"], "invalid choice: 'sd4'"),
         (["sd15", "--checkpoint", "x", "--out", "y", "--name", "../up"], "--name '../up'"),
-        (["sd15", "--out", "y"], "--checkpoint"),
+        (["sd15", "--checkpoint", "x"], "--out"),
+        (["sd15", "--refiner", "x", "--out", "y"], "sd15 has none"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(

@@ -13,7 +13,7 @@ from transformers import CLIPTextModel
 
 from export import ExportError
 from export.checkpoint import Checkpoint
-from export.weights import load_component, stored_tensors, write_weights
+from export.weights import check_weights, load_component, stored_tensors, write_weights
 
 Changed = Callable[..., Checkpoint]
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -42,6 +42,17 @@ def test_other_precisions_are_rounded_to_half(dtype: torch.dtype, changed: Chang
     assert found.keys() == original.keys()
     for name, tensor in original.items():
         torch.testing.assert_close(found[name], tensor.half(), rtol=0, atol=0)
+
+
+def test_a_file_written_anew_is_one_that_others_read(changed: Changed, tmp_path: Path) -> None:
+    """Tensor by tensor, since a UNet of 10 GB leaves no room for a copy."""
+    checkpoint = changed()
+    save_file(
+        {name: tensor.float() for name, tensor in load_file(unet_file(checkpoint)).items()}, unet_file(checkpoint)
+    )
+    path = written(checkpoint, tmp_path)
+    assert all(place.offset % 8 == 0 for place in list(stored_tensors(path).values())[:1])
+    assert load_file(path).keys() == stored_tensors(path).keys()
 
 
 def test_shards_become_one_file(changed: Changed, tmp_path: Path) -> None:
@@ -114,6 +125,15 @@ def _with(name: str, value: float) -> Callable[[Path], None]:
     return damage
 
 
+def _scaled(name: str, factor: float) -> Callable[[Path], None]:
+    def damage(file: Path) -> None:
+        tensors = {key: tensor.float() for key, tensor in load_file(file).items()}
+        tensors[name] *= factor
+        save_file(tensors, file)
+
+    return damage
+
+
 def _without(name: str) -> Callable[[Path], None]:
     def damage(file: Path) -> None:
         save_file({key: tensor for key, tensor in load_file(file).items() if key != name}, file)
@@ -147,8 +167,7 @@ def _gone(file: Path) -> None:
         (_with("conv_in.weight", float("nan")), "holds NaN or infinity in conv_in.weight"),
         (_with("conv_in.weight", float("-inf")), "holds NaN or infinity in conv_in.weight"),
         (_with("conv_in.weight", 70000.0), "above 65504"),
-        (_without("conv_in.weight"), "missing conv_in.weight"),
-        (_misshapen, "conv_in.bias"),
+        (_scaled("conv_in.weight", 1e-7), "too small for half precision in conv_in.weight"),
         (_cut, "cut short"),
         (_not_safetensors, "is not a safetensors file"),
         (_pickled, "only pickles"),
@@ -161,8 +180,22 @@ def test_weights_that_cannot_be_used_are_refused_with_their_file_and_the_reason(
     checkpoint = changed()
     damage(unet_file(checkpoint))
     with pytest.raises(ExportError, match=reason) as caught:
-        load_component(UNet2DConditionModel, checkpoint, "unet")
+        check_weights(checkpoint, "unet")
     assert str(checkpoint.path("unet")) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [(_without("conv_in.weight"), "missing conv_in.weight"), (_misshapen, "conv_in.bias")],
+)
+def test_weights_that_do_not_fit_their_config_are_refused_with_their_file_and_the_reason(
+    damage: Callable[[Path], None], reason: str, changed: Changed
+) -> None:
+    checkpoint = changed()
+    damage(unet_file(checkpoint))
+    with pytest.raises(ExportError, match=reason) as caught:
+        load_component(UNet2DConditionModel, checkpoint, "unet")
+    assert str(unet_file(checkpoint)) in str(caught.value)
 
 
 def test_the_offsets_of_a_file_are_those_of_its_tensors(checkpoint: Checkpoint) -> None:
