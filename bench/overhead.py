@@ -32,6 +32,7 @@ from bench.limit import loopback_seconds
 from server import settings
 from server.admission import Admission
 from server.catalog import Engine, read_catalog
+from server.engines.on_demand import OnDemandEngines
 from server.engines.port import Array, Spec, Tensors
 from server.engines.supervisor import EmbeddedTriton
 from server.engines.triton import TritonEngines
@@ -125,12 +126,14 @@ async def prepared(repository: Path, steps: int, cache: Path) -> AsyncIterator[B
         engines = TimedEngines(triton.address, engine)
         server = grpc.aio.server(interceptors=(CallInterceptor(),))
         port = server.add_insecure_port("127.0.0.1:0")
-        run = _timed(StepScheduler(engines).run, engines.spent)
+        names = [spec.name for spec in engine.specs]
+        on_demand = OnDemandEngines(engines, dict.fromkeys(names, 0), budget=0)
+        run = _timed(StepScheduler(on_demand).run, engines.spent)
         image_pb2_grpc.add_ImageServiceServicer_to_server(ImageService(catalog, run, Admission(1)), server)
         channel = grpc.aio.insecure_channel(triton.address)
         caller = None
         try:
-            await asyncio.gather(*(engines.load(spec.name) for spec in engine.specs))
+            await asyncio.gather(*map(on_demand.load, names))
             await server.start()
             caller = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "bench.caller", f"127.0.0.1:{port}", str(steps)),
@@ -143,7 +146,7 @@ async def prepared(repository: Path, steps: int, cache: Path) -> AsyncIterator[B
                 caller.terminate()
                 await caller.wait()
             await server.stop(None)
-            await asyncio.gather(channel.close(), engines.close())
+            await asyncio.gather(channel.close(), on_demand.close())
 
 
 def parts(engine: Engine, call: Milliseconds) -> dict[str, float]:

@@ -115,6 +115,7 @@ async def test_an_unloaded_engine_is_unavailable_until_it_is_loaded_again(engine
     inputs = toy.example(toy.WORDS)
     await engines.unload(toy.WORDS.name)
     assert toy.WORDS.name not in await engines.ready()
+    assert await engines.answers()  # the home is there all the same
     with pytest.raises(EngineUnavailable, match="toy_words"):
         await engines.run(toy.WORDS.name, inputs)
     await engines.load(toy.WORDS.name)

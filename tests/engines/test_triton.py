@@ -61,6 +61,7 @@ async def test_where_no_triton_listens_every_call_is_unavailable_at_once() -> No
         engines = TritonEngines(f"127.0.0.1:{probe.getsockname()[1]}", (toy.WORDS,))
         async with asyncio.timeout(1):
             assert await engines.ready() == ()
+            assert not await engines.answers()
             for call in (engines.load(toy.WORDS.name), engines.run(toy.WORDS.name, toy.example(toy.WORDS))):
                 with pytest.raises(EngineUnavailable, match=r"127\.0\.0\.1"):
                     await call

@@ -1,0 +1,35 @@
+"""An engine's state is that of its networks, the worst first."""
+
+import pytest
+from mediagen.v1 import engine_pb2 as pb
+
+from server.catalog import Catalog
+from server.engines.port import Condition, State
+from server.rpc.engine_service import EngineService
+
+
+@pytest.mark.parametrize(
+    ("states", "told", "loaded"),
+    [
+        ((State.READY, State.READY, State.READY), pb.ENGINE_STATE_READY, 7),
+        ((State.READY, State.UNLOADED, State.READY), pb.ENGINE_STATE_UNLOADED, 5),
+        ((State.UNLOADED, State.UNLOADED, State.UNLOADED), pb.ENGINE_STATE_UNLOADED, 0),
+        ((State.READY, State.LOADING, State.UNLOADED), pb.ENGINE_STATE_LOADING, 3),
+        ((State.READY, State.LOADING, State.LOST), pb.ENGINE_STATE_UNAVAILABLE, 3),
+    ],
+)
+async def test_an_engine_is_as_ready_as_its_least_ready_network(
+    catalog: Catalog, states: tuple[State, ...], told: pb.EngineState, loaded: int
+) -> None:
+    networks = [spec.name for spec in catalog["sd15"].specs]
+    conditions = {
+        name: Condition(state, memory) for name, state, memory in zip(networks, states, (1, 2, 4), strict=True)
+    }
+
+    async def tell() -> dict[str, Condition]:
+        return conditions
+
+    reply = await EngineService({"sd15": catalog["sd15"]}, tell).ListEngines(pb.ListEnginesRequest(), None)
+    (engine,) = reply.engines
+    assert (engine.state, engine.memory_bytes, engine.loaded_bytes) == (told, 7, loaded)
+    assert list(engine.models) == networks
