@@ -121,7 +121,11 @@ def write_refiner(folder: Path) -> None:
     """SDXL's refiner, with what is read of it: its second text encoder and its autoencoder are the base's."""
     torch.manual_seed(2)
     UNet2DConditionModel(**REFINER_UNET).half().save_pretrained(folder / "unet")
-    index = {"_class_name": "StableDiffusionXLImg2ImgPipeline", "requires_aesthetics_score": True}
+    index = {
+        "_class_name": "StableDiffusionXLImg2ImgPipeline",
+        "requires_aesthetics_score": True,
+        "force_zeros_for_empty_prompt": False,
+    }
     _write(folder, "model_index.json", index)
     _write(folder, "scheduler/scheduler_config.json", SDXL_SCHEDULER)
 

@@ -198,9 +198,13 @@ def _card(checkpoint: Checkpoint, name: str, title: str, prediction_type: str | 
         text_width=text["hidden_size"],
         text_2_width=text_2["hidden_size"],
         pooled_width=text_2["projection_dim"],
-        zeros_for_no_negative=bool(checkpoint.json("model_index.json").get("force_zeros_for_empty_prompt", True)),
+        zeros_for_no_negative=_zeros(checkpoint),
         refiner="refiner" in checkpoint.joined,
     )
+
+
+def _zeros(checkpoint: Checkpoint) -> bool:
+    return bool(checkpoint.json("model_index.json").get("force_zeros_for_empty_prompt", True))
 
 
 def _check_refiner(refiner: Checkpoint, card: SdxlCard, prediction_type: str | None) -> None:
@@ -211,6 +215,8 @@ def _check_refiner(refiner: Checkpoint, card: SdxlCard, prediction_type: str | N
         (
             ("unet cross_attention_dim", unet["cross_attention_dim"], card.text_2_width),
             *_unet_rules(unet, card.latent_channels, card.pooled_width, REFINER_TIME_IDS, card.pixels_per_latent),
+            # what the service gives a refiner for an absent negative prompt is the empty text (diffusers assumes True)
+            ("force_zeros_for_empty_prompt", _zeros(refiner), False),
             # both work on one picture's levels, one after the other
             ("scheduler", trained_scheduler(refiner, prediction_type), card.scheduler),
         ),

@@ -158,6 +158,7 @@ def test_a_base_in_the_refiners_place_is_told(base: Checkpoint) -> None:
         ("refiner/scheduler/scheduler_config.json", {"prediction_type": "v_prediction"}, "scheduler is Scheduler"),
         ("model_index.json", {"_class_name": "StableDiffusionPipeline"}, r"model_index.json says it is a StableDiff"),
         ("model_index.json", {"_class_name": "StableDiffusion3Pipeline"}, "its own family's export"),
+        ("refiner/model_index.json", {"force_zeros_for_empty_prompt": True}, "for_empty_prompt is True, must be False"),
         ("refiner/model_index.json", {"_class_name": "FluxPipeline"}, r"refiner/model_index.json says it is a Flux"),
     ],
 )
