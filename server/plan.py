@@ -160,22 +160,21 @@ def plan(request: pb.GenerateRequest, catalog: Catalog) -> Plan:
         "negative_prompt": "negative_prompt",
         "negative_prompt_2": "negative_prompt_2" if request.negative_prompt_2 else "negative_prompt",
     }
-    texts: dict[str, str] = {field: getattr(request, source) for field, source in fields.items()}
-    tokens = {
-        (text, field): engine.tokenizers[text.engine].tokens(texts[field])
-        for text in engine.family.texts(engine.card)
-        for field in (text.field, f"negative_{text.field}")
-    }
+    texts = engine.family.texts(engine.card)
+    readings = dict.fromkeys(
+        (text.engine, fields[field]) for text in texts for field in (text.field, f"negative_{text.field}")
+    )
+    tokens = {(name, field): engine.tokenizers[name].tokens(getattr(request, field)) for name, field in readings}
     refined = "use_refiner" not in engine.refuses and (request.use_refiner or not request.HasField("use_refiner"))
     return Plan(
         engine=engine,
-        prompt=texts["prompt"],
-        prompt_2=texts["prompt_2"],
+        prompt=request.prompt,
+        prompt_2=getattr(request, fields["prompt_2"]),
         negated=request.HasField("negative_prompt") or bool(request.negative_prompt_2),
-        negative_prompt=texts["negative_prompt"],
-        negative_prompt_2=texts["negative_prompt_2"],
-        prompt_ids={text: found.ids for (text, field), found in tokens.items() if field == text.field},
-        negative_prompt_ids={text: found.ids for (text, field), found in tokens.items() if field != text.field},
+        negative_prompt=request.negative_prompt,
+        negative_prompt_2=getattr(request, fields["negative_prompt_2"]),
+        prompt_ids={text: tokens[text.engine, fields[text.field]].ids for text in texts},
+        negative_prompt_ids={text: tokens[text.engine, fields[f"negative_{text.field}"]].ids for text in texts},
         guidance_scale=_given(request, "cfg_scale", 12.0),
         size=size,
         seeds=seeds,
@@ -183,14 +182,14 @@ def plan(request: pb.GenerateRequest, catalog: Catalog) -> Plan:
         steps=_given(request, "steps", 30),
         high_noise_frac=_given(request, "high_noise_frac", _HIGH_NOISE_FRAC) if refined else 1.0,
         encoding=_ENCODINGS[request.image_encoding],
-        notices=_cuts({(fields[field], text.engine): found for (text, field), found in tokens.items()}),
+        notices=_cuts(tokens),
     )
 
 
 def _cuts(tokens: Mapping[tuple[str, str], Tokens]) -> tuple[str, ...]:
-    """What text engines leave out of a request's fields, in sentences; by field and engine."""
+    """What text engines leave out of a request's fields, in sentences; the tokens are by engine and field."""
     readers: dict[tuple[str, str, int], list[str]] = {}
-    for (field, engine), found in tokens.items():
+    for (engine, field), found in tokens.items():
         if found.cut:
             readers.setdefault((field, found.cut, len(found.ids)), []).append(engine)
     return tuple(
