@@ -9,7 +9,8 @@ from pathlib import Path
 
 # Measured on engines of 2 to 200 MiB of fp16 weights in the embedded Triton (proportional set size of an engine's
 # process): OpenVINO holds float32 weights twice, as read and as packed for its kernels. 105 million parameters took 876
-# MiB as matrix products, 103 million as much in convolutions, 25 million 268 MiB.
+# MiB as matrix products, 103 million as much in convolutions, 25 million 268 MiB. Of an engine that comes from its
+# cache, one of the two is a mapped file, which the kernel may drop in need and read again.
 BYTES_A_PARAMETER = 8
 # The process and its libraries (60 to 95 MiB), the compiled graph, and room for a guidance pair at 512x512: the engines
 # of the default Stable Diffusion 1.5 took 107 (text), 216 (UNet) and 146 MiB (decoder); 8, 45 and 7 are parameters.
