@@ -60,6 +60,14 @@ def test_the_card_says_what_the_checkpoint_holds(folder: Path) -> None:
     assert (card.name, card.family, card.source, card.t5) == ("sd3", "sd3", "tiny", True)
 
 
+def test_a_coarser_autoencoder_needs_fewer_positions(changed: Change) -> None:
+    changed("vae/config.json", block_out_channels=[8] * 6)
+    checkpoint = changed("transformer/config.json", pos_embed_max_size=24)  # 64 pixels each: 1536
+    card = sd3.card(checkpoint, "sd3", "a coarse one", None)
+    assert card.pixels_per_latent == 32
+    assert {recipe.axes["height"].most for recipe in sd3.recipes(checkpoint, card)[-2:]} == {48}
+
+
 def test_every_engine_of_the_card_has_its_recipe_and_every_text_engine_its_tokenizer(folder: Path) -> None:
     card = sd3.card(opened(folder), "sd3", "a tiny one", None)
     recipes = sd3.recipes(opened(folder), card)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from google.protobuf.json_format import ParseDict
 from mediagen.v1 import image_pb2 as pb
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -17,7 +18,7 @@ from server.engines.port import Array, Spec, Tensors
 from server.families.base import Stage
 from server.families.sd3 import FAMILY, T5_TOKENS, Sd3Card, condition, engines
 from server.levels import FlowScheduler
-from server.pipeline import Picture, generate
+from server.pipeline import Picture, generate, parameters
 from server.plan import InvalidRequest, plan
 from server.samplers.flow_match_euler import FLOW_MATCH_EULER
 
@@ -127,6 +128,13 @@ async def test_a_request_goes_all_the_way_with_the_only_sampler_there_is(card: S
     assert (made.size.width, made.size.height, made.guidance_scale) == (1024, 1024, 12.0)
     (picture,) = [event async for event in generate(made, networks) if isinstance(event, Picture)]
     assert picture.data.startswith(b"\xff\xd8")  # JPEG
+
+
+def test_a_pictures_parameters_are_the_request_that_makes_it_again(tmp_path: Path) -> None:
+    catalog = catalog_of(CARD, tmp_path)
+    made = plan(pb.GenerateRequest(engine="sd3", prompt="a red house", negative_prompt="blue", seed=7), catalog)
+    again = ParseDict(json.loads(parameters(made, 7)), pb.GenerateRequest())
+    assert plan(again, catalog) == made
 
 
 async def test_a_long_prompt_is_cut_for_clip_and_read_to_the_end_by_t5(tmp_path: Path) -> None:
