@@ -107,7 +107,8 @@ class OnDemandEngines:
     async def healthy(self) -> bool:
         """Whether the home is there and nothing that was loaded is lost."""
         loaded = frozenset(self._loaded)
-        return await self._engines.answers() and (loaded & self._loaded.keys()).issubset(await self._engines.ready())
+        answers, ready = await self._engines.answers(), frozenset(await self._engines.ready())
+        return answers and ready.issuperset(loaded & self._loaded.keys())  # what was let go meanwhile is not lost
 
     async def conditions(self) -> Mapping[str, Condition]:
         """Of every engine."""
@@ -203,7 +204,7 @@ class OnDemandEngines:
                 await asyncio.gather(*(self._let_go(other) for other in leaving))
         except TimeoutError as error:
             raise EngineNoRoom(
-                f"{engine} needs {gibibytes(memory)} of memory, {gibibytes(self._budget - self._spent())} are free, "
+                f"{engine} needs {gibibytes(memory)} of memory, {gibibytes(max(0, self._budget - self._spent()))} are free, "
                 f"and the engines in use did not become idle within {_ROOM_SECONDS:.0f} s",
                 _LINGER_SECONDS,
             ) from error

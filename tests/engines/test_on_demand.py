@@ -240,6 +240,19 @@ async def test_health_is_that_nothing_loaded_is_lost(engines: Engines, home: OnD
     assert (await states(home))[MIX] is State.READY
 
 
+async def test_an_engine_that_is_let_go_while_health_is_looked_at_is_not_lost(
+    engines: Engines, home: OnDemandEngines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await use(home, toy.MIX)
+
+    async def answers() -> bool:
+        await home.unload(MIX)
+        return True
+
+    monkeypatch.setattr(engines, "answers", answers)
+    assert await home.healthy()
+
+
 async def test_an_engine_unloaded_by_hand_comes_at_its_next_use(engines: Engines, home: OnDemandEngines) -> None:
     await use(home, toy.MIX)
     await home.unload(MIX)
