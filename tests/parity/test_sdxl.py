@@ -188,6 +188,21 @@ async def test_what_is_absent_is_to_both_what_it_is_to_diffusers(subject: Subjec
     await assert_equal(subject, plan_of(subject, sampler=pb.SAMPLER_K_EULER_ANCESTRAL, **fields), run)
 
 
+@pytest.mark.parametrize("sampler", REFERENCES)
+def test_the_cut_between_the_stages_is_diffusers_for_all_steps_and_shares(subject: Subject, sampler: str) -> None:
+    made = plan_of(subject, sampler=f"SAMPLER_{sampler}")
+    for steps in range(1, 201):
+        scheduler = REFERENCES[sampler](subject.oracle.base.scheduler.config)
+        scheduler.set_timesteps(steps)
+        of_steps = dataclasses.replace(made, steps=steps)
+        for share in (0.05, 0.25, 0.3337, 0.5, 0.8, 0.9005, 0.999):
+            cutoff = round(1000 - (share * 1000))  # as in both pipelines
+            before = of_steps.evaluations_before(share)
+            assert before == sum(time >= cutoff for time in scheduler.timesteps.tolist())
+            assert steps - before == (scheduler.timesteps < cutoff).sum().item()
+        assert (of_steps.evaluations_before(0.0), of_steps.evaluations_before(1.0)) == (0, steps)
+
+
 @pytest.mark.parametrize(
     "other",
     [
