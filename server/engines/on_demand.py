@@ -203,8 +203,9 @@ class OnDemandEngines:
                 self._spent_on.add(engine)  # before the others are gone: nobody else gets their room
                 await asyncio.gather(*(self._let_go(other) for other in leaving))
         except TimeoutError as error:
+            free = gibibytes(max(0, self._budget - self._spent()))
             raise EngineNoRoom(
-                f"{engine} needs {gibibytes(memory)} of memory, {gibibytes(max(0, self._budget - self._spent()))} are free, "
+                f"{engine} needs {gibibytes(memory)} of memory, {free} are free, "
                 f"and the engines in use did not become idle within {_ROOM_SECONDS:.0f} s",
                 _LINGER_SECONDS,
             ) from error
