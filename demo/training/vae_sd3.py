@@ -97,12 +97,13 @@ def report(vae: AutoencoderKL, wide: AutoencoderKL, count: int) -> str:
 
 
 def train(wide_folder: Path, data: Path, folder: Path, minutes: float, seed: int) -> None:
-    """Trains on one core for so many minutes and leaves the average weights in `folder`."""
+    """Trains on one core for so many minutes and leaves the average weights in `folder`; goes on from those there."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     rng = random.Random(seed)
     wide = AutoencoderKL.from_pretrained(wide_folder, dtype=torch.float32).eval()
-    vae = new(wide).requires_grad_(False)
+    vae = AutoencoderKL.from_pretrained(folder) if folder.exists() else new(wide)
+    vae.requires_grad_(False)
     average = copy.deepcopy(vae).eval()
     encoder, decoder = vae.encoder, vae.decoder
     learning = [encoder.down_blocks[4].downsamplers, encoder.down_blocks[5], encoder.mid_block, encoder.conv_norm_out]
