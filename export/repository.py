@@ -20,11 +20,10 @@ from export import ExportError, config_pbtxt, graphs, parity
 from export.checkpoint import Checkpoint
 from export.recipes import EngineRecipe, examples
 from export.tokenizer import write_tokenizer
-from export.weights import check_weights, load_component, stored_tensors, write_weights
+from export.weights import WEIGHTS, check_weights, load_component, stored_tensors, write_weights
 from server.engines.port import Array
 from server.families.card import Card
 
-WEIGHTS = "weights.safetensors"
 _SEED = 15
 
 Progress = Callable[[str], None]

@@ -5,9 +5,10 @@ else it is written anew. Knows nothing of ONNX.
 """
 
 import json
+import math
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +19,7 @@ from safetensors import safe_open
 from export import ExportError
 from export.checkpoint import AGAIN, Checkpoint
 
+WEIGHTS = "weights.safetensors"  # beside the graph
 _MOST_HEADER_BYTES = 100 << 20  # the format's own limit
 _WIDER = (torch.float32, torch.float64, torch.bfloat16)  # than half precision
 _FIT = "engines' weights are stored in half precision, take a checkpoint whose weights fit it"
@@ -128,20 +130,23 @@ def write_weights(module: torch.nn.Module, checkpoint: Checkpoint, component: st
     if len(files) == 1 and _holds(stored_tensors(files[0]), wanted):
         shutil.copyfile(files[0], path)
     else:
-        _write_half(wanted, path)
+        write_half({name: tensor.shape for name, tensor in wanted.items()}, wanted.values(), path)
 
 
-def _write_half(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """A safetensors file in half precision, converted tensor by tensor: a UNet of 10 GB leaves no room for a copy."""
+def write_half(shapes: Mapping[str, Sequence[int]], tensors: Iterable[torch.Tensor], path: Path) -> None:
+    """A safetensors file in half precision, converted tensor by tensor: a UNet of 10 GB leaves no room for a copy.
+
+    `tensors` come in the order of `shapes`.
+    """
     header, end = {}, 0
-    for name, tensor in tensors.items():
-        start, end = end, end + 2 * tensor.numel()
-        header[name] = {"dtype": "F16", "shape": list(tensor.shape), "data_offsets": [start, end]}
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the format aligns the tensors
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for tensor in tensors.values():
+        for tensor in tensors:
             file.write(tensor.half().contiguous().numpy().tobytes())
 
 
