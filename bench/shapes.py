@@ -27,7 +27,6 @@ class Shape:
     parts: Mapping[str, tuple[type, Mapping[str, Any]]]  # class and config
     tokenizers: tuple[str, ...]
     step: dict[str, int]  # axis lengths of one denoising step at the default size, with guidance
-    precision: str  # in which the denoiser is served
 
 
 _CLIP_L: Mapping[str, Any] = {
@@ -87,7 +86,6 @@ FULL: Mapping[str, Shape] = {
         },
         tokenizers=("tokenizer",),
         step={"rows": 2, "height": 64, "width": 64, "tokens": 77},
-        precision="float32",
     ),
     "sdxl": Shape(
         pipeline="StableDiffusionXLPipeline",
@@ -99,7 +97,6 @@ FULL: Mapping[str, Shape] = {
         },
         tokenizers=("tokenizer", "tokenizer_2"),
         step={"rows": 2, "height": 128, "width": 128, "tokens": 77},
-        precision="bfloat16",  # in float32 OpenVINO takes 8 bytes a parameter: 21 GB for 2.57 thousand million
     ),
 }
 
@@ -124,7 +121,7 @@ def tiny(name: str) -> Shape:
         },
     }
     parts = {part: (kind, {**config, **smaller[part]}) for part, (kind, config) in full.parts.items()}
-    return Shape(full.pipeline, parts, full.tokenizers, {"rows": 2, "height": 16, "width": 24, "tokens": 77}, "float32")
+    return Shape(full.pipeline, parts, full.tokenizers, {"rows": 2, "height": 16, "width": 24, "tokens": 77})
 
 
 def write_checkpoint(shape: Shape, folder: Path) -> int:
