@@ -55,17 +55,17 @@ _READ = frozenset(
 )
 _HIGH_NOISE_FRAC = 0.8
 # Fields that are not served, or not by the engine, may be sent with the value that asks for nothing.
-_NO_OPS: dict[str, object] = {
-    "sampler": pb.SAMPLER_DDIM,  # where there is no choice
-    "strength": 0.8,
-    "inpaint_full_res_padding": 32,
-    "controlnet_preprocess": True,
-    "controlnet_conditioning_scale": 1.0,
-    "high_noise_frac": _HIGH_NOISE_FRAC,
-    "use_refiner": True,
-    "ip_adapter_method": pb.IP_ADAPTER_METHOD_FULL,
-    "ip_adapter_mode": pb.IP_ADAPTER_MODE_BASE,
-    "ip_adapter_scale": 1.0,
+_NO_OPS: dict[str, tuple[object, ...]] = {
+    "sampler": (pb.SAMPLER_DDIM,),  # where there is no choice
+    "strength": (0.8,),
+    "inpaint_full_res_padding": (32,),
+    "controlnet_preprocess": (True, False),
+    "controlnet_conditioning_scale": (1.0,),
+    "high_noise_frac": (_HIGH_NOISE_FRAC, 1.0),  # 1 is without a refiner
+    "use_refiner": (True, False),
+    "ip_adapter_method": (pb.IP_ADAPTER_METHOD_FULL,),
+    "ip_adapter_mode": (pb.IP_ADAPTER_MODE_BASE,),
+    "ip_adapter_scale": (1.0,),
 }
 
 
@@ -216,9 +216,7 @@ def _unserved(request: pb.GenerateRequest, engine: Engine | None) -> Iterator[Vi
 
 
 def _asks_nothing(field: FieldDescriptor, value: object) -> bool:
-    if field.name in _NO_OPS:
-        return value == _NO_OPS[field.name] or value is False
-    return value in (False, "", b"")
+    return value in _NO_OPS.get(field.name, (False, "", b""))
 
 
 def _texts(request: pb.GenerateRequest) -> Iterator[Violation]:

@@ -157,24 +157,27 @@ def test_both_texts_are_in_the_plan_as_tokens(catalog: Catalog, request_message:
     assert negative != positive
 
 
-NO_OPS: dict[str, Any] = {
-    "strength": 0.8,
-    "inpaint_full_res_padding": 32,
-    "controlnet_preprocess": True,
-    "controlnet_conditioning_scale": 1.0,
-    "high_noise_frac": 0.8,
-    "use_refiner": True,
-    "ip_adapter_method": pb.IP_ADAPTER_METHOD_FULL,
-    "ip_adapter_mode": pb.IP_ADAPTER_MODE_BASE,
-    "ip_adapter_scale": 1.0,
-}
+NO_OPS: list[tuple[str, Any]] = [
+    ("strength", 0.8),
+    ("inpaint_full_res_padding", 32),
+    ("controlnet_preprocess", True),
+    ("controlnet_preprocess", False),
+    ("controlnet_conditioning_scale", 1.0),
+    ("high_noise_frac", 0.8),
+    ("high_noise_frac", 1.0),  # without a refiner
+    ("use_refiner", True),
+    ("use_refiner", False),
+    ("ip_adapter_method", pb.IP_ADAPTER_METHOD_FULL),
+    ("ip_adapter_mode", pb.IP_ADAPTER_MODE_BASE),
+    ("ip_adapter_scale", 1.0),
+]
 
 
-@pytest.mark.parametrize("field", NO_OPS)
-def test_the_documented_default_of_a_field_asks_for_nothing(
-    catalog: Catalog, request_message: pb.GenerateRequest, field: str
+@pytest.mark.parametrize(("field", "value"), NO_OPS)
+def test_a_value_that_asks_for_nothing_is_allowed_everywhere(
+    catalog: Catalog, request_message: pb.GenerateRequest, field: str, value: Any
 ) -> None:
-    setattr(request_message, field, NO_OPS[field])
+    setattr(request_message, field, value)
     assert isinstance(plan(request_message, catalog), Plan)
 
 
