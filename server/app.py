@@ -51,6 +51,7 @@ async def service(settings: Settings) -> AsyncIterator[int]:
     specs = [spec for engine in catalog.values() for spec in engine.specs]
     sizes = {spec.name: memory.estimate(settings.model_repository, spec.name) for spec in specs}
     preload = _preload(settings, catalog, sizes)
+    _warn_of_little_room(settings, catalog, sizes)
     async with AsyncExitStack() as stack:
         status = health.aio.HealthServicer()
         await _set_health(status, serving=False)
@@ -99,6 +100,18 @@ def _preload(settings: Settings, catalog: Catalog, sizes: Mapping[str, int]) -> 
             f"{memory.gibibytes(settings.engine_memory)}: preload fewer, or allow more"
         )
     return networks
+
+
+def _warn_of_little_room(settings: Settings, catalog: Catalog, sizes: Mapping[str, int]) -> None:
+    """Such an engine draws one picture after the other; beside other requests its networks never become idle."""
+    for name, engine in catalog.items():
+        needed = sum(sizes[spec.name] for spec in engine.specs)
+        if needed > settings.engine_memory:
+            log.warning(
+                "the networks of %s take %s and MEDIAGEN_ENGINE_MEMORY allows %s: they make room for each other within "
+                "every picture, and requests at the same time may be refused; allow more, or MEDIAGEN_MAX_REQUESTS=1",
+                *(name, memory.gibibytes(needed), memory.gibibytes(settings.engine_memory)),
+            )
 
 
 def _listen(server: grpc.aio.Server, address: str) -> int:

@@ -1,4 +1,4 @@
-"""Health says what the engines' state is, and goes on saying it; what is to be loaded at the start is checked first."""
+"""Health says what the engines' state is, and goes on saying it; the memory for engines is looked at first."""
 
 import asyncio
 from dataclasses import replace
@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from grpc_health.v1 import health, health_pb2
 
-from server.app import _preload, _set_health, _watch_health
+from server.app import _preload, _set_health, _warn_of_little_room, _watch_health
 from server.catalog import Catalog
 from server.settings import read
 
@@ -45,6 +45,17 @@ def test_a_preload_that_cannot_be_is_refused_before_anything_starts(catalog: Cat
         _preload(replace(read({}), preload=("sd15", "nothing")), catalog, sizes)
     with pytest.raises(ValueError, match=r"asks for 3.00 GiB of engines and MEDIAGEN_ENGINE_MEMORY allows 2.00 GiB"):
         _preload(replace(read({}), preload=("sd15",), engine_memory=2 * 2**30), catalog, sizes)
+
+
+def test_an_engine_whose_networks_have_no_room_beside_each_other_is_warned_of_at_the_start(
+    catalog: Catalog, caplog: pytest.LogCaptureFixture
+) -> None:
+    sd15 = {"sd15": catalog["sd15"]}
+    sizes = dict.fromkeys((spec.name for spec in sd15["sd15"].specs), 2**30)
+    _warn_of_little_room(replace(read({}), engine_memory=3 * 2**30), sd15, sizes)
+    assert not caplog.records
+    _warn_of_little_room(replace(read({}), engine_memory=2 * 2**30), sd15, sizes)
+    assert "sd15 take 3.00 GiB and MEDIAGEN_ENGINE_MEMORY allows 2.00 GiB" in caplog.text
 
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
