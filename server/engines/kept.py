@@ -58,6 +58,7 @@ class KeptEngines:
         self._proved.discard(engine)
         if engine in self._specs:
             async with self._locks[engine]:
+                self._proved.discard(engine)  # while this waited it may have been brought back
                 await self._engines.unload(engine)
         else:
             await self._engines.unload(engine)  # says what is wrong with the name

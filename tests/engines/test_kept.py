@@ -160,3 +160,23 @@ async def test_an_unloaded_engine_is_not_brought_back(engines: Engines, keeper: 
     await until_ready(keeper)
     await until_ready(keeper, toy.MIX.name)
     assert await engines.ready() == (toy.MIX.name,)
+
+
+async def test_an_engine_unloaded_while_it_is_brought_back_has_proved_nothing_for_its_next_load(
+    engines: Engines, keeper: KeptEngines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "_LOOK_SECONDS", 60.0)  # nobody looks again
+    await keeper.load(toy.MIX.name)
+    engines.fail(toy.MIX.name, EngineUnavailable("the connection broke"))
+    with pytest.raises(EngineUnavailable):
+        await keeper.run(toy.MIX.name, INPUTS)
+    engines.go.clear()
+    engines.began.clear()
+    async with asyncio.timeout(5):
+        await engines.began.wait()  # its golden tensors
+    leaving = asyncio.create_task(keeper.unload(toy.MIX.name))
+    await asyncio.sleep(0)
+    engines.go.set()
+    await leaving
+    await engines.load(toy.MIX.name)
+    assert await keeper.ready() == ()
