@@ -86,6 +86,11 @@ def test_every_violation_is_told_at_once(catalog: Catalog) -> None:
     }  # fmt: skip
 
 
+def test_what_an_engine_refuses_are_fields(catalog: Catalog, sdxl_catalog: Catalog) -> None:
+    fields = {field.name for field in pb.GenerateRequest.DESCRIPTOR.fields}
+    assert all(engine.refuses <= fields for engine in (*catalog.values(), *sdxl_catalog.values()))
+
+
 def test_an_unknown_engine_hides_nothing_else(catalog: Catalog) -> None:
     wrong = pb.GenerateRequest(engine="sd16", prompt="x", steps=0, vae="x", loras={"neon": 1.0}, prompt_2="x")
     assert violations_of(wrong, catalog).keys() == {"engine", "steps", "vae", "loras"}  # some engine has a prompt_2

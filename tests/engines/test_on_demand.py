@@ -1,8 +1,10 @@
 """Engines come at their first use, stay, and go for others by their last use; nothing in use goes."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -58,7 +60,6 @@ async def home(engines: Engines, repository: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(kept, "_LOOK_SECONDS", 0.01)
     monkeypatch.setattr(on_demand, "_LINGER_SECONDS", 0.0)
     monkeypatch.setattr(on_demand, "_LOOK_SECONDS", 0.001)
-    monkeypatch.setattr(on_demand, "_PAUSES", (0.2,))
     home = OnDemandEngines(KeptEngines(engines, repository, SPECS), MEMORY, budget=20)
     yield home
     engines.go.set()
@@ -188,19 +189,21 @@ async def test_an_engine_that_does_not_fit_alone_is_refused_with_what_to_do(engi
 
 
 async def test_a_failed_load_gives_its_room_back_harms_no_other_and_is_not_tried_at_every_call(
-    engines: Engines, home: OnDemandEngines
+    engines: Engines, home: OnDemandEngines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(on_demand, "_PAUSES", (60.0,))
     await use(home, toy.MIX)
     engines.broken.add(WORDS)
     for _ in range(3):
         with pytest.raises(EngineUnavailable, match="toy_words cannot be loaded: toy_words is broken") as raised:
             await use(home, toy.WORDS)
-        assert 0 < raised.value.retry_seconds <= 0.2
+        assert 0 < raised.value.retry_seconds <= 60
     assert engines.story == [f"+{MIX}", f"+{WORDS}", f"-{WORDS}"]
     assert await states(home) == {MIX: State.READY, WORDS: State.LOST, SPIN: State.UNLOADED}
     assert await home.healthy()  # the other one serves
     engines.broken.clear()
-    await asyncio.sleep(0.2)  # the pause is what is looked at
+    later = time.monotonic() + 60
+    monkeypatch.setattr(on_demand, "time", SimpleNamespace(monotonic=lambda: later))
     await use(home, toy.WORDS)
     assert (await states(home))[WORDS] is State.READY
 

@@ -152,9 +152,12 @@ REFUSED: Mapping[str, object] = {
     "controlnet_early_stop": 0.5,
     "controlnet_image": b"x",
     "high_noise_frac": 0.5,
+    "inpaint_full_res": True,
+    "inpaint_full_res_padding": 3,
     "ip_adapter_image": b"x",
     "ip_adapter_mask_image": b"x",
     "ip_adapter_method": pb.IP_ADAPTER_METHOD_STYLE,
+    "ip_adapter_mode": 7,
     "ip_adapter_scale": 0.5,
     "loras": {"x": 1.0},
     "mask_image": b"x",
@@ -176,6 +179,11 @@ def test_a_field_that_it_does_not_have_is_refused_by_name(field: str, tmp_path: 
         plan(pb.GenerateRequest(engine="sd3", prompt="x", **fields), catalog_of(CARD, tmp_path))  # type: ignore[arg-type]
     assert [violation.field for violation in refusal.value.violations] == [field]
     assert "sd3 does not have it" in refusal.value.violations[0].description
+
+
+def test_all_that_is_refused_is_looked_at_here() -> None:
+    always_nothing = {"controlnet_preprocess", "use_refiner"}  # either value, without what they are about
+    assert FAMILY.refuses(CARD) == REFUSED.keys() | always_nothing
 
 
 def test_what_asks_for_nothing_is_accepted(tmp_path: Path) -> None:
