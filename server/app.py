@@ -25,7 +25,7 @@ from server.rpc.engine_service import EngineService
 from server.rpc.image_service import ImageService
 from server.rpc.interceptor import CallInterceptor
 from server.rpc.reflection import enable as enable_reflection
-from server.scheduler import StepScheduler
+from server.scheduler import ROW_SECONDS, StepScheduler
 from server.settings import EMBEDDED, NONE, Settings
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,8 @@ async def service(settings: Settings) -> AsyncIterator[int]:
         engines = OnDemandEngines(kept, sizes, settings.engine_memory)
         stack.push_async_callback(engines.close)
         await asyncio.gather(*map(engines.load, preload))
-        image_service = ImageService(catalog, StepScheduler(engines).run, Admission(settings.max_requests))
+        scheduler = StepScheduler(engines, _row_seconds(catalog, sizes).__getitem__)
+        image_service = ImageService(catalog, scheduler.run, Admission(settings.max_requests))
         image_pb2_grpc.add_ImageServiceServicer_to_server(image_service, server)
         engine_pb2_grpc.add_EngineServiceServicer_to_server(EngineService(catalog, engines.conditions), server)
         asset_pb2_grpc.add_AssetServiceServicer_to_server(AssetService(), server)
@@ -112,6 +113,19 @@ def _warn_of_little_room(settings: Settings, catalog: Catalog, sizes: Mapping[st
                 "every picture, and requests at the same time may be refused; allow more, or MEDIAGEN_MAX_REQUESTS=1",
                 *(name, memory.gibibytes(needed), memory.gibibytes(settings.engine_memory)),
             )
+
+
+def _row_seconds(catalog: Catalog, sizes: Mapping[str, int]) -> Mapping[str, float]:
+    """What each network may take for a row before it counts as hanging: more by a minute for each GiB of its engine.
+
+    By the whole engine, since a decoder has few parameters and much to do: SDXL's 10 Tflop for 1024x1024, by torch's
+    counter, its UNet 7 Tflop a row. Two cores need minutes for that.
+    """
+    seconds: dict[str, float] = {}
+    for engine in catalog.values():
+        memory_of_all = sum(sizes[spec.name] for spec in engine.specs)
+        seconds |= {spec.name: ROW_SECONDS * (1 + memory_of_all / 2**30) for spec in engine.specs}
+    return seconds
 
 
 def _listen(server: grpc.aio.Server, address: str) -> int:

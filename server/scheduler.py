@@ -7,7 +7,7 @@ meanwhile forms the next. Knows nothing of pictures, and of engines only their p
 
 import asyncio
 from collections import deque
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +16,7 @@ from server.engines.port import Array, Engines, Spec, Tensors
 
 Outputs = Mapping[str, Array]
 
-# An engine that takes longer hangs: a row of the largest size takes seconds on two cores.
+# An engine that takes longer hangs: of the default checkpoints a row of the largest size takes seconds on two cores.
 ROW_SECONDS = 60.0
 
 
@@ -42,8 +42,8 @@ class _Lane:
 class StepScheduler:
     """Runs executions for many requests at once."""
 
-    def __init__(self, engines: Engines, row_seconds: float = ROW_SECONDS) -> None:
-        """A call ends as `EngineTimeout` after `row_seconds` for each of its rows."""
+    def __init__(self, engines: Engines, row_seconds: Callable[[str], float] = lambda engine: ROW_SECONDS) -> None:
+        """A call ends as `EngineTimeout` after its engine's `row_seconds` for each of its rows."""
         self._engines = engines
         self._row_seconds = row_seconds
         self._lanes: dict[str, _Lane] = {}
@@ -90,7 +90,7 @@ class StepScheduler:
     async def _execute(self, spec: Spec, batch: list[_Execution]) -> None:
         rows = sum(execution.rows for execution in batch)
         try:
-            outputs = await self._engines.run(spec.name, _joined(batch), self._row_seconds * rows)
+            outputs = await self._engines.run(spec.name, _joined(batch), self._row_seconds(spec.name) * rows)
         except Exception as fault:  # every waiting caller must hear of it, whatever it is
             _fail(batch, fault)
             return

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from grpc_health.v1 import health, health_pb2
 
-from server.app import _preload, _set_health, _warn_of_little_room, _watch_health
+from server.app import _preload, _row_seconds, _set_health, _warn_of_little_room, _watch_health
 from server.catalog import Catalog
 from server.settings import read
 
@@ -56,6 +56,12 @@ def test_an_engine_whose_networks_have_no_room_beside_each_other_is_warned_of_at
     assert not caplog.records
     _warn_of_little_room(replace(read({}), engine_memory=2 * 2**30), sd15, sizes)
     assert "sd15 take 3.00 GiB and MEDIAGEN_ENGINE_MEMORY allows 2.00 GiB" in caplog.text
+
+
+def test_a_network_of_a_large_engine_has_longer_before_it_counts_as_hanging(catalog: Catalog) -> None:
+    text_encoder, unet, vae_decoder = (spec.name for spec in catalog["sd15"].specs)
+    sizes = {text_encoder: 2**30, unet: 7 * 2**30, vae_decoder: 2**29}
+    assert _row_seconds({"sd15": catalog["sd15"]}, sizes) == dict.fromkeys(sizes, 60 * 9.5)
 
 
 SERVING = health_pb2.HealthCheckResponse.SERVING

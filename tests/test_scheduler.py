@@ -99,7 +99,7 @@ async def test_a_fault_reaches_everyone_in_the_call_and_the_next_call_works(engi
 
 
 async def test_an_engine_that_hangs_gets_its_time_for_each_row_and_the_next_call_works(engines: FakeEngines) -> None:
-    scheduler = StepScheduler(engines, row_seconds=0.02)
+    scheduler = StepScheduler(engines, row_seconds=lambda engine: 0.02)
     engines.go.clear()
     calls = (scheduler.run(DOUBLE, rows(value, count=2)) for value in (1, 2))
     answers = await asyncio.gather(*calls, return_exceptions=True)
@@ -133,7 +133,7 @@ class Unloaded(FakeEngines):
 
 async def test_while_an_engine_loads_who_comes_joins_who_leaves_is_left_out_and_no_time_is_counted() -> None:
     engines = Unloaded()
-    scheduler = StepScheduler(engines, row_seconds=0.05)
+    scheduler = StepScheduler(engines, row_seconds=lambda engine: 0.05)
     calls = [asyncio.create_task(scheduler.run(DOUBLE, rows(value))) for value in (1, 2)]
     await asyncio.sleep(0.1)
     calls.append(asyncio.create_task(scheduler.run(DOUBLE, rows(3))))
