@@ -113,7 +113,10 @@ class OnDemandEngines:
     async def conditions(self) -> Mapping[str, Condition]:
         """Of every engine."""
         ready = frozenset(await self._engines.ready())
-        return {engine: Condition(self._state(engine, ready), memory) for engine, memory in self._memory.items()}
+        return {
+            engine: Condition(self._state(engine, ready), memory, memory if engine in self._spent_on else 0)
+            for engine, memory in self._memory.items()
+        }
 
     async def close(self) -> None:
         """See `Engines`."""

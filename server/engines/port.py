@@ -125,6 +125,7 @@ class Condition:
 
     state: State
     memory: int  # bytes, estimated: what it takes while it is loaded
+    taken: int  # bytes of that which are not free for others now
 
 
 class Engines(Protocol):

@@ -39,7 +39,7 @@ def _engine(engine: Engine, conditions: Mapping[str, Condition]) -> pb.Engine:
         samplers=() if "sampler" in engine.refuses else [f"SAMPLER_{name}" for name in engine.family.samplers],
         models=models,
         memory_bytes=sum(network.memory for network in networks),
-        loaded_bytes=sum(network.memory for network in networks if network.state in (State.READY, State.LOADING)),
+        loaded_bytes=sum(network.taken for network in networks),
     )
 
 

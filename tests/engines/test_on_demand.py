@@ -153,6 +153,25 @@ async def test_what_is_executing_or_waits_to_is_not_unloaded(engines: Engines, h
     assert set(engines.story[2:4]) == {f"-{MIX}", f"-{WORDS}"}
 
 
+async def test_who_waits_for_room_takes_none_and_who_was_lost_keeps_it(engines: Engines, home: OnDemandEngines) -> None:
+    await use(home, toy.MIX)
+    engines.go.clear()
+    engines.began.clear()
+    held = asyncio.create_task(use(home, toy.MIX))
+    await engines.began.wait()
+    large = asyncio.create_task(use(home, toy.SPIN))
+    await until(home._queue.locked)
+    assert (await states(home))[SPIN] is State.LOADING
+    engines.may_load.clear()
+    await engines.unload(MIX)
+    assert {name: condition.taken for name, condition in (await home.conditions()).items()} == {
+        MIX: 10, WORDS: 0, SPIN: 0,
+    }  # fmt: skip
+    engines.may_load.set()
+    engines.go.set()
+    await asyncio.gather(held, large)
+
+
 async def test_between_two_steps_an_engine_is_in_use(
     engines: Engines, home: OnDemandEngines, monkeypatch: pytest.MonkeyPatch
 ) -> None:

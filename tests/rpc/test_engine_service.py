@@ -9,21 +9,22 @@ from server.rpc.engine_service import EngineService
 
 
 @pytest.mark.parametrize(
-    ("states", "told", "loaded"),
+    ("states", "told"),
     [
-        ((State.READY, State.READY, State.READY), pb.ENGINE_STATE_READY, 7),
-        ((State.READY, State.UNLOADED, State.READY), pb.ENGINE_STATE_UNLOADED, 5),
-        ((State.UNLOADED, State.UNLOADED, State.UNLOADED), pb.ENGINE_STATE_UNLOADED, 0),
-        ((State.READY, State.LOADING, State.UNLOADED), pb.ENGINE_STATE_LOADING, 3),
-        ((State.READY, State.LOADING, State.LOST), pb.ENGINE_STATE_UNAVAILABLE, 3),
+        ((State.READY, State.READY, State.READY), pb.ENGINE_STATE_READY),
+        ((State.READY, State.UNLOADED, State.READY), pb.ENGINE_STATE_UNLOADED),
+        ((State.UNLOADED, State.UNLOADED, State.UNLOADED), pb.ENGINE_STATE_UNLOADED),
+        ((State.READY, State.LOADING, State.UNLOADED), pb.ENGINE_STATE_LOADING),
+        ((State.READY, State.LOADING, State.LOST), pb.ENGINE_STATE_UNAVAILABLE),
     ],
 )
 async def test_an_engine_is_as_ready_as_its_least_ready_network(
-    catalog: Catalog, states: tuple[State, ...], told: pb.EngineState, loaded: int
+    catalog: Catalog, states: tuple[State, ...], told: pb.EngineState
 ) -> None:
     networks = [spec.name for spec in catalog["sd15"].specs]
     conditions = {
-        name: Condition(state, memory) for name, state, memory in zip(networks, states, (1, 2, 4), strict=True)
+        name: Condition(state, memory, taken)
+        for name, state, memory, taken in zip(networks, states, (1, 2, 4), (1, 0, 4), strict=True)
     }
 
     async def tell() -> dict[str, Condition]:
@@ -31,5 +32,5 @@ async def test_an_engine_is_as_ready_as_its_least_ready_network(
 
     reply = await EngineService({"sd15": catalog["sd15"]}, tell).ListEngines(pb.ListEnginesRequest(), None)
     (engine,) = reply.engines
-    assert (engine.state, engine.memory_bytes, engine.loaded_bytes) == (told, 7, loaded)
+    assert (engine.state, engine.memory_bytes, engine.loaded_bytes) == (told, 7, 5)
     assert list(engine.models) == networks
