@@ -15,7 +15,8 @@ BYTES_A_PARAMETER = 8
 # The process and its libraries (60 to 95 MiB), the compiled graph, and room for a guidance pair at 512x512: the engines
 # of the default Stable Diffusion 1.5 took 107 (text), 216 (UNet) and 146 MiB (decoder); 8, 45 and 7 are parameters.
 BYTES_AN_ENGINE = 192 * 2**20
-# Not counted is what larger calls need on top, and keep: 300 MiB for 16 rows at 512x512, 0.4 GiB to decode 1536x1024.
+# Not counted is what larger calls need on top, and keep: of the same engines 300 MiB for 16 rows at 512x512, 0.4 GiB to
+# decode 1536x1024. A full-size decoder has maps of 256 channels at 1024x1024, 1 GiB each.
 
 
 def estimate(repository: Path, engine: str) -> int:
