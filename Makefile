@@ -41,9 +41,15 @@ proto-lint: $(VENV)/all ## the public API's style
 proto: $(VENV)/all ## generate the stubs in client/mediagen/v1
 	@$(BIN)/python -m grpc_tools.protoc -I proto --python_out=client --pyi_out=client --grpc_python_out=client proto/mediagen/v1/*.proto
 
-models: $(VENV)/all ## render model_repository from the default checkpoint
-	@$(BIN)/python -m export sd15 --checkpoint demo/checkpoints/sd15 --out model_repository \
-		--title "Flat landscapes: a tiny checkpoint of Stable Diffusion 1.5's shape"
+DEMO := demo/checkpoints
+TITLE := Flat landscapes: a tiny checkpoint of the shape of
+
+models: $(VENV)/all ## render model_repository from the default checkpoints
+	@$(BIN)/python -m export sd15 --checkpoint $(DEMO)/sd15 --out model_repository --title "$(TITLE) Stable Diffusion 1.5"
+	@$(BIN)/python -m export sdxl --checkpoint $(DEMO)/sdxl --refiner $(DEMO)/sdxl-refiner --out model_repository \
+		--title "$(TITLE) SDXL, with its refiner"
+	@$(BIN)/python -m export ssd --checkpoint $(DEMO)/ssd --out model_repository --title "$(TITLE) SSD-1B"
+	@$(BIN)/python -m export sd3 --checkpoint $(DEMO)/sd3 --out model_repository --title "$(TITLE) SD3"
 
 bench: $(VENV)/all ## what a call costs outside its engines
 	@$(BIN)/python -m bench.overhead

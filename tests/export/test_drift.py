@@ -1,11 +1,11 @@
-"""The committed model repository is what the exporter makes of the committed checkpoint.
+"""The committed model repository is what the exporter makes of the committed checkpoints.
 
-Only the text encoder is traced anew, which takes seconds; of the others everything but the inside of the graph is
+Only the text encoders are traced anew, which takes seconds; of the others everything but the inside of the graph is
 compared.
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import onnx
@@ -14,58 +14,80 @@ import pytest
 from export import graphs
 from export.checkpoint import Checkpoint, open_checkpoint
 from export.config_pbtxt import render
-from export.recipes import EngineRecipe, clip_tokenizer, examples, sd15
+from export.recipes import EngineRecipe, examples, sd3, sd15, sdxl
+from export.repository import Recipe
 from export.tokenizer import write_tokenizer
 from export.weights import load_component, stored_tensors
-from server.families.sd15 import Sd15Card
+from server.families.card import Card
 
 ROOT = Path(__file__).resolve().parents[2]
 REPOSITORY = ROOT / "model_repository"
+CHECKPOINTS = ROOT / "demo" / "checkpoints"
 AGAIN = "run `make models` and commit the result"
 
 
-@pytest.fixture(scope="module")
-def default() -> Checkpoint:
-    return open_checkpoint(str(ROOT / "demo" / "checkpoints" / "sd15"), None, tuple(sd15.COMPONENTS))
+@dataclass(frozen=True)
+class Default:
+    """One default checkpoint as the exporter sees it."""
+
+    recipe: Recipe
+    checkpoint: Checkpoint
+    card: Card
+    engines: tuple[EngineRecipe, ...]
 
 
-@pytest.fixture(scope="module")
-def card(default: Checkpoint) -> Sd15Card:
-    title = json.loads((REPOSITORY / "sd15.json").read_text())["title"]  # any will do: it is for people
-    return sd15.card(default, "sd15", title, None)
+def _checkpoint(name: str) -> Checkpoint:
+    return open_checkpoint(str(CHECKPOINTS / name), None, ())
 
 
-@pytest.fixture(scope="module")
-def recipes(default: Checkpoint, card: Sd15Card) -> tuple[EngineRecipe, ...]:
-    return sd15.recipes(default, card)
+def _default(name: str, recipe: Recipe, checkpoint: Checkpoint) -> Default:
+    title = json.loads((REPOSITORY / f"{name}.json").read_text())["title"]  # any will do: it is for people
+    card = recipe.card(checkpoint, name, title, None)
+    return Default(recipe, checkpoint, card, recipe.recipes(checkpoint, card))
 
 
-def test_the_card_is_that_of_the_checkpoint(card: Sd15Card) -> None:
-    found = json.loads((REPOSITORY / "sd15.json").read_text())
-    assert found == asdict(card) | {"title": found["title"]}, AGAIN
+@pytest.fixture(scope="module", params=["sd15", "sdxl", "ssd", "sd3"])
+def default(request: pytest.FixtureRequest) -> Default:
+    match request.param:
+        case "sd15":
+            return _default("sd15", sd15, _checkpoint("sd15"))
+        case "sdxl":
+            return _default("sdxl", sdxl, _checkpoint("sdxl").join("refiner", _checkpoint("sdxl-refiner")))
+        case "ssd":
+            return _default("ssd", sdxl, _checkpoint("ssd"))
+        case _:
+            return _default("sd3", sd3, _checkpoint("sd3"))
 
 
-def test_the_configs_are_those_of_the_specs(recipes: tuple[EngineRecipe, ...]) -> None:
-    for recipe in recipes:
+def test_the_card_is_that_of_the_checkpoint(default: Default) -> None:
+    found = json.loads((REPOSITORY / f"{default.card.name}.json").read_text())
+    assert found == asdict(default.card), AGAIN
+
+
+def test_the_configs_are_those_of_the_specs(default: Default) -> None:
+    for recipe in default.engines:
         found = (REPOSITORY / recipe.spec.name / "config.pbtxt").read_text()
         assert found == render(recipe.spec, "openvino", {"precision": "float32"}), AGAIN
 
 
-def test_the_weights_are_the_checkpoints_own_bytes(default: Checkpoint, recipes: tuple[EngineRecipe, ...]) -> None:
-    for recipe in recipes:
-        (file,) = default.weights(recipe.component).files
+def test_the_weights_are_the_checkpoints_own_bytes(default: Default) -> None:
+    for recipe in default.engines:
+        (file,) = default.checkpoint.weights(recipe.component).files
         found = REPOSITORY / recipe.spec.name / "1" / "weights.safetensors"
         assert found.read_bytes() == file.read_bytes(), AGAIN
 
 
-def test_the_tokenizer_is_the_checkpoints(default: Checkpoint, tmp_path: Path) -> None:
-    write_tokenizer(clip_tokenizer("tokenizer"), default, "text_encoder", 77, tmp_path / "tokenizer.json")
-    found = REPOSITORY / "sd15_text_encoder" / "tokenizer.json"
-    assert found.read_bytes() == (tmp_path / "tokenizer.json").read_bytes(), AGAIN
+def test_the_tokenizers_are_the_checkpoints(default: Default, tmp_path: Path) -> None:
+    for recipe in default.engines:
+        if recipe.tokenizer is not None:
+            tokens = int(recipe.spec.inputs[0].shape[1])
+            write_tokenizer(recipe.tokenizer, default.checkpoint, recipe.component, tokens, tmp_path / "tokenizer.json")
+            found = REPOSITORY / recipe.spec.name / "tokenizer.json"
+            assert found.read_bytes() == (tmp_path / "tokenizer.json").read_bytes(), AGAIN
 
 
-def test_every_initializer_of_every_graph_lies_where_the_graph_says(recipes: tuple[EngineRecipe, ...]) -> None:
-    for recipe in recipes:
+def test_every_initializer_of_every_graph_lies_where_the_graph_says(default: Default) -> None:
+    for recipe in default.engines:
         version = REPOSITORY / recipe.spec.name / "1"
         stored = stored_tensors(version / "weights.safetensors")
         graph = onnx.load(version / "model.onnx", load_external_data=False).graph
@@ -78,18 +100,19 @@ def test_every_initializer_of_every_graph_lies_where_the_graph_says(recipes: tup
                 assert found == (expected.shape, expected.offset, expected.length), AGAIN
 
 
-def test_the_text_encoder_traced_anew_is_the_committed_graph(
-    default: Checkpoint, recipes: tuple[EngineRecipe, ...]
-) -> None:
-    recipe = recipes[0]
-    module = recipe.wrap(load_component(sd15.COMPONENTS[recipe.component], default, recipe.component))
-    version = REPOSITORY / recipe.spec.name / "1"
-    model = graphs.trace(recipe, module, examples(recipe, recipe.traced, seed=1))
-    anew = graphs.attach_weights(model, "weights.safetensors", stored_tensors(version / "weights.safetensors"))
-    assert (version / "model.onnx").read_bytes() == anew, AGAIN
+def test_the_text_encoders_traced_anew_are_the_committed_graphs(default: Default) -> None:
+    for recipe in default.engines:
+        if recipe.tokenizer is None:
+            continue
+        kind = default.recipe.COMPONENTS[recipe.component]
+        module = recipe.wrap(load_component(kind, default.checkpoint, recipe.component))
+        version = REPOSITORY / recipe.spec.name / "1"
+        model = graphs.trace(recipe, module, examples(recipe, recipe.traced, seed=1))
+        anew = graphs.attach_weights(model, "weights.safetensors", stored_tensors(version / "weights.safetensors"))
+        assert (version / "model.onnx").read_bytes() == anew, AGAIN
 
 
-def test_the_report_says_that_every_engine_equals_torch(recipes: tuple[EngineRecipe, ...]) -> None:
-    report = (REPOSITORY / "sd15.parity.md").read_text()
-    assert report.count("| equal |") == len(recipes), AGAIN
+def test_the_report_says_that_every_engine_equals_torch(default: Default) -> None:
+    report = (REPOSITORY / f"{default.card.name}.parity.md").read_text()
+    assert report.count("| equal |") == len(default.engines), AGAIN
     assert "NOT EQUAL" not in report

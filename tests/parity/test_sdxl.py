@@ -65,7 +65,7 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("sdxl")
     base, refiner, repository = folder / "base", folder / "refiner", folder / "repository"
     if request.param == "default":
-        base, refiner, repository = CHECKPOINTS / "sdxl", CHECKPOINTS / "sdxl_refiner", REPOSITORY
+        base, refiner, repository = CHECKPOINTS / "sdxl", CHECKPOINTS / "sdxl-refiner", REPOSITORY
     else:
         tiny_sdxl.write(base, refiner)
     if request.param == "torch":
