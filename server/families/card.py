@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from server.levels import FlowScheduler, Scheduler
 
@@ -23,7 +23,7 @@ class Card:
     source: str  # where the weights came from: a hub id with its revision, or a folder's name
     latent_channels: int
     pixels_per_latent: int  # 8 for SD 1.5: a 512x512 picture has 64x64 latents
-    scheduler: Scheduler | FlowScheduler
+    scheduler: Scheduler | FlowScheduler  # a family says in its subclass which of the two it is
 
 
 def read_card(path: Path, types: Mapping[str, type[Card]]) -> Card:
@@ -33,7 +33,10 @@ def read_card(path: Path, types: Mapping[str, type[Card]]) -> Card:
         fields = json.loads(path.read_text())
         family = fields["family"]
         if family in types:
-            return types[family](**{**fields, "scheduler": _scheduler(fields["scheduler"])})
+            scheduler, wanted = _scheduler(fields["scheduler"]), get_type_hints(types[family])["scheduler"]
+            if not isinstance(scheduler, wanted):
+                raise TypeError(f"its scheduler is a {type(scheduler).__name__}, {family} has a {wanted.__name__}")
+            return types[family](**{**fields, "scheduler": scheduler})
     except (TypeError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a card of this version: {error}; export the checkpoint again") from error
     raise ValueError(f"{path} names the family {family!r}; this version has {', '.join(sorted(types))}")

@@ -15,6 +15,7 @@ from server.engines.port import Port, Spec
 from server.families.base import Family, Run, Size, Stage, Text
 from server.families.card import Card
 from server.families.parts import CLIP_TOKENS, MAX_ROWS, decode, sizes, vae_decoder
+from server.levels import Scheduler
 from server.samplers import SAMPLERS
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 class Sd15Card(Card):
     """A checkpoint of Stable Diffusion 1.5's shape."""
 
+    scheduler: Scheduler
     text_width: int  # channels of the text states
 
 

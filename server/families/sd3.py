@@ -16,6 +16,7 @@ from server.engines.port import Array, Port, Spec
 from server.families.base import Family, Run, Size, Stage, Text, together
 from server.families.card import Card
 from server.families.parts import CLIP_TOKENS, MAX_ROWS, MEGAPIXEL_SIZES, decode, vae_decoder
+from server.levels import FlowScheduler
 from server.samplers.flow_match_euler import FLOW_MATCH_EULER
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ T5_TOKENS = 256  # diffusers' max_sequence_length; a checkpoint without T5 has a
 class Sd3Card(Card):
     """A checkpoint of Stable Diffusion 3's shape. Widths are channels."""
 
+    scheduler: FlowScheduler
     text_width: int  # of the first CLIP's states
     text_2_width: int  # of the second one's
     pooled_width: int  # of the first CLIP's pooled embedding

@@ -19,6 +19,7 @@ from server.engines.port import Port, Spec, Tensors
 from server.families.base import Family, Run, Size, Stage, Text, together
 from server.families.card import Card
 from server.families.parts import CLIP_TOKENS, MAX_ROWS, MEGAPIXEL_SIZES, decode, vae_decoder
+from server.levels import Scheduler
 from server.samplers import SAMPLERS
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ REFINER_TIME_IDS = 5  # original height and width, top and left of the crop, aes
 class SdxlCard(Card):
     """A checkpoint of SDXL's shape."""
 
+    scheduler: Scheduler
     text_width: int  # channels of the first encoder's states
     text_2_width: int  # of the second one's
     pooled_width: int  # of the second one's summary of a text
