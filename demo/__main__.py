@@ -120,15 +120,10 @@ def _sheet(work: Path, options: argparse.Namespace) -> None:
         sheet.draw(artist, out, side, options.steps, options.guidance)
 
 
-def _outlines(work: Path, options: argparse.Namespace) -> None:
-    from mediagen.client import Client
+def _refined(work: Path, options: argparse.Namespace) -> None:
+    from demo import refined
 
-    from demo.draw import Service
-    from demo.outlines import compare
-
-    with Client(options.address) as client:
-        base, refined = Service(client, "sdxl", 1.0), Service(client, "sdxl")
-        compare(base, refined, options.prompts, options.steps, options.guidance)
+    refined.compare(CHECKPOINTS / "sdxl", CHECKPOINTS / "sdxl-refiner", options.scenes)
 
 
 @contextmanager
@@ -207,12 +202,9 @@ def main() -> None:
         else:
             step.add_argument("--out", type=Path, help="default: docs/contact-sheet-<engine>.png")
 
-    step = steps.add_parser("outlines", help="measure what SDXL's refiner does to a running service's pictures")
-    step.add_argument("--address", default="127.0.0.1:50051", help="of a running service (default: %(default)s)")
-    step.add_argument("--prompts", type=int, default=20)
-    step.add_argument("--steps", type=int, default=20)
-    step.add_argument("--guidance", type=float, default=7.0)
-    step.set_defaults(run=_outlines)
+    step = steps.add_parser("refined", help="measure what SDXL's refiner does beside the base")
+    step.add_argument("--scenes", type=int, default=16)
+    step.set_defaults(run=_refined)
 
     options = parser.parse_args()
     options.run(options.work, options)

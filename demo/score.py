@@ -25,12 +25,14 @@ def prompts(count: int) -> list[tuple[str, Scene]]:
 
 
 def run(artist: Artist, count: int, width: int, height: int, steps: int, guidance: float) -> dict[str, float]:
-    """Prints and returns the shares of probes passed; picture k has seed k."""
+    """Prints and returns the shares of probes passed, and tells failures as they come; picture k has seed k."""
     start = time.monotonic()
     facts = []
     for number, (prompt, scene) in enumerate(prompts(count)):
         picture = artist.draw(prompt, number, width, height, steps, guidance)
         facts.append(examine(np.asarray(picture), scene))
+        if not facts[-1].all:
+            print(f"{number + 1} of {count} fails: {prompt}: {facts[-1]}", flush=True)
     result = summary(facts)
     each = (time.monotonic() - start) / count
     print(

@@ -8,6 +8,7 @@ import pytest
 
 from demo.draw import Diffusers
 from demo.probes import examine
+from demo.refined import compare
 from demo.scenes import Scene, Thing
 
 CHECKPOINT = Path(__file__).parents[2] / "demo" / "checkpoints" / "sd15"
@@ -62,3 +63,8 @@ def test_a_red_house_and_a_sailboat_at_sunset_is_what_it_draws(guidance: float) 
         sun=True, moon=False, stars=False, clouds=False, mountains=False, seed=0,
     )  # fmt: skip
     assert examine(np.asarray(picture), scene).all
+
+
+def test_the_refiner_takes_the_last_noise_out_better_than_the_base() -> None:
+    errors = compare(CHECKPOINT.with_name("sdxl"), CHECKPOINT.with_name("sdxl-refiner"), 2)
+    assert all(refiner < 0.97 * base for base, refiner in errors.values()), errors

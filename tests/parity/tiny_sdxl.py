@@ -93,6 +93,7 @@ class Oracle:
 
     base: StableDiffusionXLPipeline
     refiner: StableDiffusionXLImg2ImgPipeline
+    scheduler: Mapping[str, Any]  # the checkpoint's own configuration; the pipelines' change with the sampler
 
 
 def oracle(base: Path, refiner: Path, *, zeros: bool) -> Oracle:
@@ -122,6 +123,7 @@ def oracle(base: Path, refiner: Path, *, zeros: bool) -> Oracle:
             force_zeros_for_empty_prompt=False,
             add_watermarker=False,
         ),
+        dict(scheduler.config),
     )
     for pipeline in (pipelines.base, pipelines.refiner):
         pipeline.set_progress_bar_config(disable=True)
