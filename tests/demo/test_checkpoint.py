@@ -67,4 +67,6 @@ def test_a_red_house_and_a_sailboat_at_sunset_is_what_it_draws(guidance: float) 
 
 def test_the_refiner_takes_the_last_noise_out_better_than_the_base() -> None:
     errors = compare(CHECKPOINT.with_name("sdxl"), CHECKPOINT.with_name("sdxl-refiner"), 2)
-    assert all(refiner < 0.97 * base for base, refiner in errors.values()), errors
+    assert all(refiner < base for base, refiner in errors.values()), errors
+    base, refiner = errors[min(errors)]
+    assert refiner < 0.9 * base, "the less noise, the more so"
