@@ -1,4 +1,4 @@
-"""Trains SDXL's refiner: it takes over where little noise is left, and makes outlines crisp.
+"""Trains SDXL's refiner: it takes over where little noise is left.
 
 Its blocks are like the published one's: no attention in the first and the last level, only the second text encoder, and
 an aesthetic score among its five numbers. It starts from the base. A share of its pictures is shown with softened
