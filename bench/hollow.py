@@ -20,15 +20,15 @@ _Graph = tuple[list[NodeProto], dict[str, Array], dict[str, Array], dict[str, Ar
 
 
 def write(original: Path, root: Path) -> None:
-    """Every card of `original` with hollow engines."""
-    for name, engine in read_catalog(original).items():
-        shutil.copy(original / f"{name}.json", root)
-        text_encoder, unet, vae_decoder = engine.specs
-        assert isinstance(engine.card, Sd15Card)
-        width = engine.card.text_width
-        graphs = {text_encoder: _text(width), unet: _unet(width), vae_decoder: _vae(engine.card.pixels_per_latent)}
-        for spec, graph in graphs.items():
-            _write(original / spec.name, root / spec.name, spec, graph)
+    """The card `sd15` of `original` with hollow engines."""
+    engine = read_catalog(original)["sd15"]
+    shutil.copy(original / "sd15.json", root)
+    text_encoder, unet, vae_decoder = engine.specs
+    assert isinstance(engine.card, Sd15Card)
+    width = engine.card.text_width
+    graphs = {text_encoder: _text(width), unet: _unet(width), vae_decoder: _vae(engine.card.pixels_per_latent)}
+    for spec, graph in graphs.items():
+        _write(original / spec.name, root / spec.name, spec, graph)
 
 
 def _text(width: int) -> _Graph:
