@@ -131,7 +131,7 @@ def train(run: Run, task: Task) -> None:
     start, kept_loss, seen, at_print, saved_at = time.monotonic(), 0.0, 0, time.monotonic(), before
     clock = torch.zeros(2, dtype=torch.float64)  # seconds trained; whether to stop now
     told = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: told.set())
+    before_us = signal.signal(signal.SIGTERM, lambda *_: told.set())
     while True:
         clock[0], clock[1] = before + time.monotonic() - start, told.is_set()
         if world > 1:
@@ -161,5 +161,6 @@ def train(run: Run, task: Task) -> None:
             saved_at = seconds
             save(seconds)
     save(seconds)
+    signal.signal(signal.SIGTERM, before_us)
     if world > 1:
         dist.destroy_process_group()

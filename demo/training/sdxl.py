@@ -4,6 +4,7 @@ Its autoencoder's latents of a picture are SD 1.5's latents of the picture at ha
 starts from what SD 1.5 knows and trains on the same shards.
 """
 
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,9 +88,10 @@ class Encoders:
         return Told(torch.cat([one.hidden_states[-2], two.hidden_states[-2]], -1), two.text_embeds)
 
     @torch.no_grad()
-    def as_sd15(self, count: int, dice: Dice) -> Tensor:
+    def as_sd15(self, count: int) -> Tensor:
         """256 x 128: the matrix that comes nearest to turning the states here into SD 1.5's."""
-        texts = [caption(sample(dice.own), dice.own) for _ in range(count)]
+        rng = random.Random(0)
+        texts = [caption(sample(rng), rng) for _ in range(count)]
         ids = torch.tensor(encode(self.tokenizer, texts))
         here = self.tell(texts, texts).states.flatten(0, 1)
         there = self.first(ids).last_hidden_state.flatten(0, 1)
@@ -119,13 +121,13 @@ def size_ids(width: int, height: int, rows: int) -> Tensor:
 class Base:
     """The task."""
 
-    def __init__(self, data: Path, encoders: Encoders, sd15: Path, folder: Path, dice: Dice) -> None:
+    def __init__(self, data: Path, encoders: Encoders, sd15: Path, folder: Path) -> None:
         self._store, self._encoders, self._folder = Store(data), encoders, folder
         self._schedule, self._batch = alphas(), 0
         torch.manual_seed(0)
         old = UNet2DConditionModel.from_pretrained(sd15, dtype=torch.float32)
         self.model: nn.Module = new()
-        print(len(grow(old, self.model, encoders.as_sd15(64, dice))), "tensors start from nothing", flush=True)
+        print(len(grow(old, self.model, encoders.as_sd15(64))), "tensors start from nothing", flush=True)
         use_plain_attention(self.model)
 
     def loss(self, done: float, dice: Dice) -> tuple[Tensor, int]:
@@ -135,16 +137,7 @@ class Base:
         self._batch += 1
         width, height = self._store.choose(MIX, dice.shared)
         z, scenes = self._store.draw((width, height), max(1, BATCH_PIXELS // (width * height)), dice.own)
-        texts = [caption(scene, dice.own) for scene in scenes]
-        others = [
-            text if dice.own.random() < 0.7 else caption(s, dice.own) for text, s in zip(texts, scenes, strict=True)
-        ]
-        empty = [dice.own.random() < NO_CAPTION for _ in scenes]
-        silent = [e and dice.own.random() < 0.6 for e in empty]
-        told = self._encoders.tell(
-            ["" if e else text for text, e in zip(texts, empty, strict=True)],
-            ["" if e else text for text, e in zip(others, empty, strict=True)],
-        ).without(torch.tensor(silent))
+        told = said(self._encoders, scenes, dice)
         t = times(len(z), 0.4 - 0.2 * done, dice)
         added = {"text_embeds": told.pooled, "time_ids": size_ids(2 * width, 2 * height, len(z))}
 

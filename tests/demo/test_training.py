@@ -80,6 +80,13 @@ def test_a_doubled_level_computes_what_it_did() -> None:
     assert torch.allclose(after, before.repeat_interleave(2, 1), atol=0.1 * float(before.abs().max()))  # but for noise
 
 
+def test_sdxls_training_starts_from_what_sd15_knows(tmp_path: Path) -> None:
+    checkpoints = Path(__file__).parents[2] / "demo/checkpoints"
+    parts = (checkpoints / "sdxl" / part for part in ("text_encoder", "text_encoder_2", "tokenizer"))
+    task = sdxl.Base(tmp_path, sdxl.Encoders(*parts), checkpoints / "sd15/unet", tmp_path)
+    assert task.model.get_parameter("conv_out.weight").any(), "untrained it is zero"
+
+
 def test_the_refiner_starts_as_the_base_where_it_can() -> None:
     base, fresh = _filled(sdxl.new()), refiner.new()
     refiner.start_from(base, fresh)
