@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from export import ExportError
 
@@ -116,8 +115,8 @@ def open_checkpoint(place: str, revision: str | None, components: Sequence[str])
         info = HfApi().model_info(place, revision=revision)
         names = [file.rfilename for file in info.siblings or ()]
         fetched = snapshot_download(place, revision=info.sha, allow_patterns=needed_files(names, components))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ExportError(f"{place} could not be fetched from the hub: {error}") from error
+    except Exception as error:  # of the hub's library, or of its HTTP library, which are no OSError
+        raise ExportError(f"{place} could not be fetched from the hub: {' '.join(str(error).split())}") from error
     return Checkpoint(Path(fetched), f"{place}@{info.sha}")
 
 
