@@ -106,7 +106,7 @@ def _assemble(work: Path, options: argparse.Namespace) -> None:
 def _score(work: Path, options: argparse.Namespace) -> None:
     from demo import score
 
-    width, height = _size(options.size or _square(options.engine))
+    width, height = _size(_square(options.engine) if options.size is None else options.size)
     with _service(options) as artist:
         score.run(artist, options.prompts, width, height, options.steps, options.guidance)
 
@@ -116,7 +116,7 @@ def _sheet(work: Path, options: argparse.Namespace) -> None:
 
     side, _ = _size(_square(options.engine))
     with _service(options) as artist:
-        out = options.out or Path("docs") / f"contact-sheet-{options.engine}.png"
+        out = Path("docs", f"contact-sheet-{options.engine}.png") if options.out is None else options.out
         sheet.draw(artist, out, side, options.steps, options.guidance)
 
 
@@ -178,8 +178,8 @@ def main() -> None:
         help="train a denoising network; resumes; `torchrun --nproc-per-node 2 -m demo train ...` for two cores",
     )
     step.add_argument("network", choices=("sd15", "sdxl", "refiner", "ssd", "sd3"))
-    step.add_argument("--minutes", type=float, default=100)
-    step.add_argument("--rate", type=float, default=2e-3)
+    step.add_argument("--minutes", type=float, default=100, help="of all starts together (default: %(default)s)")
+    step.add_argument("--rate", type=float, default=2e-3, help="at its peak (default: %(default)s)")
     step.set_defaults(run=_train)
     step = steps.add_parser("assemble", help="write checkpoints' folders from the parts")
     step.add_argument("checkpoints", nargs="+", choices=("sd15", "sdxl", "sdxl-refiner", "ssd", "sd3"))
