@@ -61,6 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
     recipe = cast(Recipe, import_module(f"export.recipes.{published.family}"))
     if given.refiner not in (None, NONE) and not _parts(recipe, "refiner"):
         parser.error(f"--refiner: {given.engine} has none")
+    if given.refiner_revision is not None and not _is_refined(given, published):
+        parser.error(f"--refiner-revision {given.refiner_revision}: this renders no refiner; name one with --refiner")
     start = time.monotonic()
 
     def progress(text: str) -> None:
@@ -87,10 +89,17 @@ def main(arguments: list[str] | None = None) -> int:
 def _checkpoint(given: argparse.Namespace, published: Published, recipe: Recipe) -> Checkpoint:
     """The one to render, its refiner joined where it has one."""
     checkpoint = _open(given.checkpoint, given.revision, published.checkpoint, _parts(recipe, ""))
-    if given.refiner == NONE or (given.refiner is None and (given.checkpoint is not None or published.refiner is None)):
+    if not _is_refined(given, published):
         return checkpoint
     refiner = _open(given.refiner, given.refiner_revision, published.refiner, _parts(recipe, "refiner"))
     return checkpoint.join("refiner", refiner)
+
+
+def _is_refined(given: argparse.Namespace, published: Published) -> bool:
+    """Whether a refiner is rendered: the one asked for, or the published one with the published base."""
+    if given.refiner is None:
+        return given.checkpoint is None and published.refiner is not None
+    return bool(given.refiner != NONE)
 
 
 def _open(place: str | None, revision: str | None, published: Place | None, parts: tuple[str, ...]) -> Checkpoint:

@@ -172,6 +172,7 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path, capsys: pyte
         (["sd15", "--checkpoint", "x", "--out", "y", "--name", "../up"], "--name '../up'"),
         (["sd15", "--checkpoint", "x"], "--out"),
         (["sd15", "--refiner", "x", "--out", "y"], "sd15 has none"),
+        (["sdxl", "--checkpoint", "x", "--refiner-revision", "v1", "--out", "y"], "this renders no refiner"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(
