@@ -151,6 +151,6 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch: pytest.Monkey
 
 def test_a_hub_that_refuses_the_connection_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
-    with pytest.raises(ExportError, match="owner/name could not be fetched from the hub: .+") as refused:
+    with pytest.raises(ExportError, match="owner/name could not be fetched from the hub") as refused:
         open_checkpoint("owner/name", None, ())
     assert "\n" not in str(refused.value)
