@@ -1,4 +1,4 @@
-"""A model repository whose engines compute next to nothing: a real one's ports, settings, tokenizer and cards.
+"""A model repository whose engines compute next to nothing: a real one's ports, settings, tokenizer and card.
 
 Against it a call's time is nearly all cost of the service, so that it can be read on a loaded machine too. Knows SD
 1.5's three engines; needs onnx (the `export` set).
