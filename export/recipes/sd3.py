@@ -4,6 +4,7 @@ The engines' tensors are those of `server.families.sd3`; this file only says how
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -38,6 +39,7 @@ _SIDES = sorted({side for size in MEGAPIXEL_SIZES for side in size})  # pixels
 _TRACED = {"rows": 2, "height": 24, "width": 32, "tokens": CLIP_TOKENS + T5_TOKENS}
 _CHECKED = {"rows": 3, "height": 40, "width": 16, "tokens": 2 * CLIP_TOKENS}
 _GOLDEN = {"rows": 2, "height": 16, "width": 8, "tokens": CLIP_TOKENS}
+_ODD = {"height": 38, "width": 14}  # 19 by 7 tokens: some supported sizes have odd ones, where cropping is delicate
 _ONE = {"rows": 1}  # the VAE takes one picture a call, but is traced with two so that the axis stays free
 
 # Of its scheduler, what this version runs. A field that a config lacks has this value in diffusers.
@@ -67,6 +69,8 @@ class _Transformer(torch.nn.Module):
     def __init__(self, component: torch.nn.Module) -> None:
         super().__init__()
         self.component = component
+        pos_embed = cast(Any, component).pos_embed
+        pos_embed.cropped_pos_embed = partial(_cropped, pos_embed)
 
     def forward(
         self,
@@ -78,6 +82,16 @@ class _Transformer(torch.nn.Module):
         """rows c h w; rows; rows tokens width; rows width -> rows c h w; all float32."""
         result = self.component(sample, encoder_hidden_states, pooled_projections, timestep, return_dict=False)
         return cast(torch.Tensor, result[0])
+
+
+def _cropped(pos_embed: Any, height: torch.SymInt, width: torch.SymInt) -> torch.Tensor:
+    """The middle height x width (in latent pixels) of the positions, as diffusers' PatchEmbed.cropped_pos_embed, cut in
+    two steps: an end of start + length is traced as (size + length) / 2 in a form that ONNX rounds the wrong way for an
+    odd number of tokens."""
+    side, rows, columns = pos_embed.pos_embed_max_size, height // pos_embed.patch_size, width // pos_embed.patch_size
+    grid = pos_embed.pos_embed.reshape(1, side, side, -1)
+    grid = grid[:, (side - rows) // 2 :, (side - columns) // 2 :][:, :rows, :columns]
+    return cast(torch.Tensor, grid.reshape(1, -1, grid.shape[-1]))
 
 
 def recipes(checkpoint: Checkpoint, card: Card) -> tuple[EngineRecipe, ...]:
@@ -96,7 +110,7 @@ def recipes(checkpoint: Checkpoint, card: Card) -> tuple[EngineRecipe, ...]:
             wrap=_Transformer,
             axes={"rows": _ROWS, "height": latent, "width": latent, "tokens": _TOKENS},
             traced=_TRACED,
-            checked=_CHECKED,
+            checked=_CHECKED | _ODD,
             golden=_GOLDEN,
             draws={
                 "sample": normal,

@@ -93,8 +93,9 @@ def test_brackets_and_colons_are_told_as_they_are(mediagen) -> None:
 
 def test_engines_lists_names_sizes_and_samplers(mediagen) -> None:
     result = mediagen("engines", "--json")
-    (engine,) = json.loads(result.stdout)
+    engine, *others = json.loads(result.stdout)
     assert engine["name"] == "sd15"
+    assert [other["name"] for other in others] == ["sd3", "sdxl", "ssd"]
     assert engine["state"] in ("ENGINE_STATE_UNLOADED", "ENGINE_STATE_READY")  # by what ran before this
     assert "sd15" in mediagen("engines").stdout
 

@@ -39,6 +39,17 @@ def test_a_picture_shows_its_prompt_and_not_another(engine: str, service_address
         assert not examine(drawn(client, engine, PROMPT.replace("red", "blue")), SCENE).all
 
 
+@pytest.mark.parametrize("engine", ["sdxl", "sd3"])
+def test_every_size_comes_out_as_asked(engine: str, service_address: str) -> None:
+    with Client(service_address) as client:
+        (sizes,) = (found.sizes for found in client.engines() if found.name == engine)
+        for size in sizes:
+            request = pb.GenerateRequest(engine=engine, prompt=PROMPT, steps=2, width=size.width, height=size.height)
+            (image,) = client.generate(request).images
+            assert (image.width, image.height) == (size.width, size.height)
+            assert Image.open(BytesIO(image.data)).size == (size.width, size.height)
+
+
 def test_the_refiner_ends_what_the_base_begins(service_address: str) -> None:
     with Client(service_address) as client:
         whole, refined = (drawn(client, "sdxl", PROMPT, high_noise_frac=share) for share in (1.0, 0.8))
