@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import change_json, write_refiner, write_sd15, write_sdxl
+from parity import tiny_sd3
 
 from export.checkpoint import Checkpoint, open_checkpoint
 from export.recipes import sd15
@@ -33,6 +34,14 @@ def refiner_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SDXL's refiner. Shared: never write into it."""
     folder = tmp_path_factory.mktemp("checkpoint") / "refiner"
     write_refiner(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sd3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SD3 with T5. Shared: never write into it."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "sd3"
+    tiny_sd3.write(folder, t5=True)
     return folder
 
 

@@ -20,14 +20,17 @@ from export.published import PUBLISHED
 PARTS = {
     "sd15": ("text_encoder", "unet", "vae"),
     "sdxl": ("text_encoder", "text_encoder_2", "unet", "vae", "refiner/unet"),
+    "sd3": ("text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae"),
 }
-TOKENIZERS = {"sd15": ("tokenizer",), "sdxl": ("tokenizer", "tokenizer_2")}
+TOKENIZERS = {engine: ("tokenizer", "tokenizer_2") for engine in ("sdxl", "sd3")} | {"sd15": ("tokenizer",)}
 
 
 @pytest.fixture
-def folders(checkpoint_folder: Path, sdxl_folder: Path, refiner_folder: Path, tmp_path: Path) -> dict[str, Path]:
+def folders(
+    checkpoint_folder: Path, sdxl_folder: Path, refiner_folder: Path, sd3_folder: Path, tmp_path: Path
+) -> dict[str, Path]:
     """Copies to be damaged."""
-    found = {"sd15": checkpoint_folder, "sdxl": sdxl_folder, "refiner": refiner_folder}
+    found = {"sd15": checkpoint_folder, "sdxl": sdxl_folder, "refiner": refiner_folder, "sd3": sd3_folder}
     for name, folder in found.items():
         shutil.copytree(folder, tmp_path / name)
     return {name: tmp_path / name for name in found}
@@ -199,10 +202,10 @@ def test_an_export_that_fails_late_leaves_the_repository_as_it_was(
     assert [path.name for path in out.iterdir()] == ["other.json"]
 
 
-def test_every_recipe_has_a_published_checkpoint_and_damaged_ones_here_or_in_its_own_test() -> None:
+def test_every_recipe_has_a_published_checkpoint_and_damaged_ones_here() -> None:
     found = {module.name for module in iter_modules(recipes.__path__)}
     assert {published.family for published in PUBLISHED.values()} == found
-    assert found - {"sd3"} == PARTS.keys()
+    assert found == PARTS.keys()
 
 
 def test_an_index_without_a_pipelines_name_is_judged_by_its_parts(
