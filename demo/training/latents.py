@@ -16,9 +16,11 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from demo.scenes import Scene, render, sample
+from demo.training.loop import Dice
 from demo.training.vae import pictures_to_tensor
 
 SHARD = 200  # scenes a file
+REFRESH = 100  # batches between looks for new shards
 
 
 def encode(vae: AutoencoderKL, scenes: list[Scene], width: int, height: int) -> Tensor:
@@ -60,6 +62,7 @@ class Store:
         self._folder = folder
         self._read: set[Path] = set()
         self._buckets: dict[tuple[int, int], _Bucket] = {}
+        self._batches = 0
 
     def refresh(self) -> None:
         """Takes in the shards written since the last time."""
@@ -77,6 +80,17 @@ class Store:
         """One of the sizes that are there, by their shares in `mix`."""
         there = {size: share for size, share in mix.items() if size in self._buckets}
         return rng.choices(list(there), list(there.values()))[0]
+
+    def batch(
+        self, mix: Mapping[tuple[int, int], float], pixels: int, dice: Dice
+    ) -> tuple[tuple[int, int], Tensor, list[Scene]]:
+        """The next batch: a size out of `mix`, as many scenes of it as have `pixels` together, and what they show. New
+        shards are taken in every REFRESH batches."""
+        if self._batches % REFRESH == 0:
+            self.refresh()
+        self._batches += 1
+        size = self.choose(mix, dice.shared)
+        return (size, *self.draw(size, max(1, pixels // (size[0] * size[1])), dice.own))
 
     def draw(self, size: tuple[int, int], count: int, rng: random.Random) -> tuple[Tensor, list[Scene]]:
         """Random scenes of one size: b 4 h w, float32, unit variance, and what they show."""

@@ -77,7 +77,7 @@ class Refiner:
 
     def __init__(self, data: Path, encoders: Encoders, base: Path, folder: Path) -> None:
         self._store, self._encoders, self._folder = Store(data), encoders, folder
-        self._schedule, self._batch = alphas(), 0
+        self._schedule = alphas()
         torch.manual_seed(0)
         self.model: nn.Module = new()
         start_from(UNet2DConditionModel.from_pretrained(base), self.model)
@@ -85,11 +85,7 @@ class Refiner:
 
     def loss(self, done: float, dice: Dice) -> tuple[Tensor, int]:
         """See `Task`."""
-        if self._batch % 100 == 0:
-            self._store.refresh()
-        self._batch += 1
-        width, height = self._store.choose(MIX, dice.shared)
-        z, scenes = self._store.draw((width, height), max(1, BATCH_PIXELS // (width * height)), dice.own)
+        (width, height), z, scenes = self._store.batch(MIX, BATCH_PIXELS, dice)
         soft = torch.rand(len(z)) < SOFT
         z = soften(z, torch.where(soft, 0.4 + 0.6 * torch.rand(len(z)), torch.zeros(len(z))))
         low, high = (torch.where(soft, poor, good) for poor, good in zip(POOR, GOOD, strict=True))

@@ -65,18 +65,14 @@ class Sd15:
         self._store, self._folder = Store(data), folder
         self._tokenizer = CLIPTokenizer.from_pretrained(tokenizer)
         self._text = CLIPTextModel.from_pretrained(text).eval()
-        self._schedule, self._batch = alphas(), 0
+        self._schedule = alphas()
         torch.manual_seed(0)
         self.model: nn.Module = new()
         lighten(self.model)
 
     def loss(self, done: float, dice: Dice) -> tuple[Tensor, int]:
         """See `Task`."""
-        if self._batch % 100 == 0:
-            self._store.refresh()
-        self._batch += 1
-        size = self._store.choose(LARGE if done >= LARGE_FROM else SMALL, dice.shared)
-        z, scenes = self._store.draw(size, max(1, BATCH_PIXELS // (size[0] * size[1])), dice.own)
+        _, z, scenes = self._store.batch(LARGE if done >= LARGE_FROM else SMALL, BATCH_PIXELS, dice)
         captions = ["" if dice.own.random() < NO_CAPTION else caption(scene, dice.own) for scene in scenes]
         t = times(len(z), 0.5 - 0.3 * done, dice)
         with torch.no_grad():

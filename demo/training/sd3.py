@@ -120,7 +120,7 @@ class Flow:
     """The task."""
 
     def __init__(self, data: Path, encoders: Encoders, folder: Path) -> None:
-        self._store, self._encoders, self._folder, self._batch = Store(data), encoders, folder, 0
+        self._store, self._encoders, self._folder = Store(data), encoders, folder
         torch.manual_seed(0)
         self.model: nn.Module = new()
         for module in self.model.modules():
@@ -129,11 +129,7 @@ class Flow:
 
     def loss(self, done: float, dice: Dice) -> tuple[Tensor, int]:
         """See `Task`."""
-        if self._batch % 100 == 0:
-            self._store.refresh()
-        self._batch += 1
-        width, height = self._store.choose(MIX, dice.shared)
-        z, scenes = self._store.draw((width, height), max(1, BATCH_PIXELS // (width * height)), dice.own)
+        _, z, scenes = self._store.batch(MIX, BATCH_PIXELS, dice)
         z = blocks(z)
         states, pooled = self._encoders.tell(
             ["" if dice.own.random() < NO_CAPTION else caption(scene, dice.own) for scene in scenes]

@@ -123,7 +123,7 @@ class Base:
 
     def __init__(self, data: Path, encoders: Encoders, sd15: Path, folder: Path) -> None:
         self._store, self._encoders, self._folder = Store(data), encoders, folder
-        self._schedule, self._batch = alphas(), 0
+        self._schedule = alphas()
         torch.manual_seed(0)
         old = UNet2DConditionModel.from_pretrained(sd15, dtype=torch.float32)
         self.model: nn.Module = new()
@@ -132,11 +132,7 @@ class Base:
 
     def loss(self, done: float, dice: Dice) -> tuple[Tensor, int]:
         """See `Task`."""
-        if self._batch % 100 == 0:
-            self._store.refresh()
-        self._batch += 1
-        width, height = self._store.choose(MIX, dice.shared)
-        z, scenes = self._store.draw((width, height), max(1, BATCH_PIXELS // (width * height)), dice.own)
+        (width, height), z, scenes = self._store.batch(MIX, BATCH_PIXELS, dice)
         told = said(self._encoders, scenes, dice)
         t = times(len(z), 0.4 - 0.2 * done, dice)
         added = {"text_embeds": told.pooled, "time_ids": size_ids(2 * width, 2 * height, len(z))}
