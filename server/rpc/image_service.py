@@ -25,6 +25,10 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
         self._admission = admission
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
+        return await self.generate(request)
+
+    async def generate(self, request: pb.GenerateRequest) -> pb.GenerateResponse:
+        """`Generate` for callers within the process; `request_id` must be set. Raises what `fault_of` knows."""
         begin = time.perf_counter()
         what = plan(request, self._catalog)
         with self._admission.permit():
