@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, TypeVar
 
 from server.engines.port import Array, Spec, Tensors
 from server.families.card import Card
-from server.samplers.base import Sampler
+from server.samplers.base import Sampler, Step
 
 if TYPE_CHECKING:
     from server.plan import Plan
@@ -47,15 +47,24 @@ class Stage:
 
     denoiser: Spec
     inputs: Mapping[str, Array]
-    until: float  # where it ends: a share of the timesteps, from the noisy end; the last stage has 1.0
+    steps: Sequence[Step]  # more than none; the next stage goes on where they end
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """What an autoencoder makes of a picture: a normal distribution of latents, each c h w, float32."""
+
+    mean: Array
+    std: Array
 
 
 @dataclass(frozen=True)
 class Family(Generic[AnyCard]):
     """One architecture.
 
-    `condition` turns a plan's texts into stages, in order; `decode` turns latents (c h w, float32, as denoised) into
-    pixels (height width 3, uint8). Both get a way to run the engines of the card.
+    `condition` turns a plan's texts into stages, in order. `encode` turns pixels (height width 3, uint8) and where they
+    are visible (height width, uint8) into the distribution of their latents, `decode` latents (c h w, float32, as
+    denoised) into pixels. All get a way to run the engines of the card.
     """
 
     name: str
@@ -65,9 +74,11 @@ class Family(Generic[AnyCard]):
     refuses: Callable[[AnyCard], frozenset[str]]  # request fields that ask for what a checkpoint does not have
     samplers: Mapping[str, Sampler]  # by name in a request; the first is the default
     engines: Callable[[AnyCard], tuple[Spec, ...]]  # in the order of their first use
-    used: Callable[[Plan, AnyCard], tuple[Spec, ...]]  # those of `engines` that a plan runs
+    executions: Callable[[Plan, AnyCard], Mapping[str, int]]  # of each network that a plan runs, for all its pictures
+    first_step: Callable[[int, float], int]  # of image to image with (steps, strength)
     texts: Callable[[AnyCard], tuple[Text, ...]]
     condition: Callable[[Plan, AnyCard, Run], Awaitable[tuple[Stage, ...]]]
+    encode: Callable[[Array, Array, AnyCard, Run], Awaitable[Posterior]]
     decode: Callable[[Array, AnyCard, Run], Awaitable[Array]]
 
 

@@ -24,6 +24,13 @@ class Card:
     latent_channels: int
     pixels_per_latent: int  # 8 for SD 1.5: a 512x512 picture has 64x64 latents
     scheduler: Scheduler | FlowScheduler  # a family says in its subclass which of the two it is
+    inpainting: bool  # whether the denoiser is told the mask and the masked picture, as further channels
+    safety_checker: bool  # whether the repository holds one
+
+    @property
+    def sample_channels(self) -> int:
+        """Of what the denoiser reads: latents, and on an inpainting checkpoint mask and masked latents behind them."""
+        return 2 * self.latent_channels + 1 if self.inpainting else self.latent_channels
 
 
 def read_card(path: Path, types: Mapping[str, type[Card]]) -> Card:

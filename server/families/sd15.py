@@ -6,6 +6,7 @@ checkpoint's layout in diffusers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,17 @@ import numpy as np
 from server.engines.port import Port, Spec
 from server.families.base import Family, Run, Size, Stage, Text
 from server.families.card import Card
-from server.families.parts import CLIP_TOKENS, MAX_ROWS, decode, sizes, vae_decoder
+from server.families.parts import (
+    CLIP_TOKENS,
+    MAX_ROWS,
+    decode,
+    encode,
+    executions,
+    shortened,
+    sizes,
+    vae_decoder,
+    vae_encoder,
+)
 from server.levels import Scheduler
 from server.samplers import SAMPLERS
 
@@ -28,47 +39,61 @@ class Sd15Card(Card):
 
     scheduler: Scheduler
     text_width: int  # channels of the text states
+    text_layers: int  # of the text encoder
 
 
-def engines(card: Sd15Card) -> tuple[Spec, Spec, Spec]:
-    """Text encoder, UNet and VAE decoder of a checkpoint."""
-    latent = ("rows", card.latent_channels, "height", "width")  # in latent pixels
-    return (
-        Spec(
-            name=f"{card.name}_text_encoder",
-            inputs=(Port("input_ids", "int64", ("rows", CLIP_TOKENS)),),
-            outputs=(
-                Port("hidden_states", "float32", ("rows", CLIP_TOKENS, card.text_width)),
-            ),  # after the final layer norm
-            max_rows=MAX_ROWS,
+def text_encoder(card: Sd15Card) -> Spec:
+    """CLIP-L as published."""
+    return Spec(
+        name=f"{card.name}_text_encoder",
+        inputs=(
+            Port("input_ids", "int64", ("rows", CLIP_TOKENS)),
+            Port("skip", "int64", ("rows",)),  # layers left out at the end; 0: none
         ),
-        Spec(
-            name=f"{card.name}_unet",
-            inputs=(
-                Port("sample", "float32", latent),  # alpha * clean + sigma * noise, about unit variance
-                Port("timestep", "float32", ("rows",)),  # 0..999, fractions allowed
-                Port("encoder_hidden_states", "float32", ("rows", "tokens", card.text_width)),
-            ),
-            outputs=(Port("prediction", "float32", latent),),
-            max_rows=MAX_ROWS,
-        ),
-        vae_decoder(card),
+        outputs=(
+            Port("hidden_states", "float32", ("rows", CLIP_TOKENS, card.text_width)),
+        ),  # after the final layer norm
+        max_rows=MAX_ROWS,
     )
+
+
+def unet(card: Sd15Card) -> Spec:
+    """The denoiser."""
+    return Spec(
+        name=f"{card.name}_unet",
+        inputs=(
+            # alpha * clean + sigma * noise, about unit variance
+            Port("sample", "float32", ("rows", card.sample_channels, "height", "width")),  # in latent pixels
+            Port("timestep", "float32", ("rows",)),  # 0..999, fractions allowed
+            Port("encoder_hidden_states", "float32", ("rows", "tokens", card.text_width)),
+        ),
+        outputs=(Port("prediction", "float32", ("rows", card.latent_channels, "height", "width")),),
+        max_rows=MAX_ROWS,
+    )
+
+
+def engines(card: Sd15Card) -> tuple[Spec, ...]:
+    """All of a checkpoint."""
+    return (text_encoder(card), vae_encoder(card), unet(card), vae_decoder(card))
 
 
 def texts(card: Sd15Card) -> tuple[Text, ...]:
     """One encoder, one prompt."""
-    text_encoder, _, _ = engines(card)
-    return (Text(text_encoder.name, "prompt"),)
+    return (Text(text_encoder(card).name, "prompt"),)
 
 
 async def condition(plan: Plan, card: Sd15Card, run: Run) -> tuple[Stage, ...]:
     """Text states of the negative and the positive prompt; the negative one only where guidance uses it."""
-    text_encoder, unet, _ = engines(card)
     (text,) = texts(card)
     input_ids = np.array(plan.token_ids(text), np.int64)  # rows 77
-    states = (await run(text_encoder, {"input_ids": input_ids}))["hidden_states"]  # rows 77 width
-    return (Stage(unet, {"encoder_hidden_states": states}, until=1.0),)
+    skip = np.zeros(len(input_ids), np.int64)
+    states = (await run(text_encoder(card), {"input_ids": input_ids, "skip": skip}))["hidden_states"]  # rows 77 width
+    return (Stage(unet(card), {"encoder_hidden_states": states}, plan.walked),)
+
+
+def used(plan: Plan, card: Sd15Card) -> Mapping[str, int]:
+    """Executions of each network."""
+    return executions(plan, card, (text_encoder(card),), {unet(card).name: plan.evaluations})
 
 
 FAMILY = Family(
@@ -91,8 +116,10 @@ FAMILY = Family(
     ),
     samplers=SAMPLERS,
     engines=engines,
-    used=lambda plan, card: engines(card),
+    executions=used,
+    first_step=shortened,
     texts=texts,
     condition=condition,
+    encode=encode,
     decode=decode,
 )

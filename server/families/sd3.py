@@ -7,6 +7,7 @@ StableDiffusion3Pipeline of diffusers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,16 @@ import numpy as np
 from server.engines.port import Array, Port, Spec
 from server.families.base import Family, Run, Size, Stage, Text, together
 from server.families.card import Card
-from server.families.parts import CLIP_TOKENS, MAX_ROWS, MEGAPIXEL_SIZES, decode, vae_decoder
+from server.families.parts import (
+    CLIP_TOKENS,
+    MAX_ROWS,
+    MEGAPIXEL_SIZES,
+    decode,
+    encode,
+    executions,
+    vae_decoder,
+    vae_encoder,
+)
 from server.levels import FlowScheduler
 from server.samplers.flow_match_euler import FLOW_MATCH_EULER
 
@@ -38,8 +48,8 @@ class Sd3Card(Card):
     t5: bool  # whether it has the third text encoder
 
 
-def engines(card: Sd3Card) -> tuple[Spec, ...]:
-    """Text encoders, transformer and VAE decoder of a checkpoint."""
+def text_encoders(card: Sd3Card) -> tuple[Spec, ...]:
+    """Two, or three."""
     t5 = Spec(
         name=f"{card.name}_text_encoder_3",
         inputs=(Port("input_ids", "int64", ("rows", T5_TOKENS)),),
@@ -50,9 +60,12 @@ def engines(card: Sd3Card) -> tuple[Spec, ...]:
         _clip(f"{card.name}_text_encoder", card.text_width, card.pooled_width),
         _clip(f"{card.name}_text_encoder_2", card.text_2_width, card.pooled_2_width),
         *((t5,) if card.t5 else ()),
-        _transformer(card),
-        vae_decoder(card),
     )
+
+
+def engines(card: Sd3Card) -> tuple[Spec, ...]:
+    """All of a checkpoint."""
+    return (*text_encoders(card), vae_encoder(card), transformer(card), vae_decoder(card))
 
 
 def _clip(name: str, width: int, pooled_width: int) -> Spec:
@@ -67,7 +80,8 @@ def _clip(name: str, width: int, pooled_width: int) -> Spec:
     )
 
 
-def _transformer(card: Sd3Card) -> Spec:
+def transformer(card: Sd3Card) -> Spec:
+    """The denoiser."""
     latent = ("rows", card.latent_channels, "height", "width")  # in latent pixels
     return Spec(
         name=f"{card.name}_transformer",
@@ -84,12 +98,12 @@ def _transformer(card: Sd3Card) -> Spec:
 
 def texts(card: Sd3Card) -> tuple[Text, ...]:
     """Every encoder reads the same prompt."""
-    return tuple(Text(spec.name, "prompt") for spec in engines(card)[:-2])
+    return tuple(Text(spec.name, "prompt") for spec in text_encoders(card))
 
 
 async def condition(plan: Plan, card: Sd3Card, run: Run) -> tuple[Stage, ...]:
     """CLIP's states side by side, padded to T5's width, and T5's behind them; both pooled embeddings side by side."""
-    *encoders, transformer, _ = engines(card)
+    encoders = text_encoders(card)
     inputs = [{"input_ids": np.array(plan.token_ids(text), np.int64)} for text in texts(card)]
     encoded = await together(*(run(spec, ids) for spec, ids in zip(encoders, inputs, strict=True)))
     clip, clip_2, *t5 = (outputs["hidden_states"] for outputs in encoded)  # rows tokens width, float32
@@ -98,7 +112,12 @@ async def condition(plan: Plan, card: Sd3Card, run: Run) -> tuple[Stage, ...]:
     behind = t5[0] if card.t5 else np.zeros((rows, T5_TOKENS, card.joint_width), np.float32)
     states: Array = np.concatenate((np.concatenate((clip, clip_2, padding), axis=2), behind), axis=1)
     pooled: Array = np.concatenate((encoded[0]["pooled"], encoded[1]["pooled"]), axis=1)  # rows width
-    return (Stage(transformer, {"encoder_hidden_states": states, "pooled_projections": pooled}, until=1.0),)
+    return (Stage(transformer(card), {"encoder_hidden_states": states, "pooled_projections": pooled}, plan.walked),)
+
+
+def used(plan: Plan, card: Sd3Card) -> Mapping[str, int]:
+    """Executions of each network."""
+    return executions(plan, card, text_encoders(card), {transformer(card).name: plan.evaluations})
 
 
 FAMILY = Family(
@@ -138,8 +157,10 @@ FAMILY = Family(
     ),
     samplers={FLOW_MATCH_EULER.name: FLOW_MATCH_EULER},
     engines=engines,
-    used=lambda plan, card: engines(card),
+    executions=used,
+    first_step=lambda steps, strength: min(int(max(steps - steps * strength, 0)), steps - 1),
     texts=texts,
     condition=condition,
+    encode=encode,
     decode=decode,
 )

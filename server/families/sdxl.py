@@ -18,7 +18,17 @@ import numpy as np
 from server.engines.port import Port, Spec, Tensors
 from server.families.base import Family, Run, Size, Stage, Text, together
 from server.families.card import Card
-from server.families.parts import CLIP_TOKENS, MAX_ROWS, MEGAPIXEL_SIZES, decode, vae_decoder
+from server.families.parts import (
+    CLIP_TOKENS,
+    MAX_ROWS,
+    MEGAPIXEL_SIZES,
+    decode,
+    encode,
+    executions,
+    shortened,
+    vae_decoder,
+    vae_encoder,
+)
 from server.levels import Scheduler
 from server.samplers import SAMPLERS
 
@@ -39,15 +49,22 @@ class SdxlCard(Card):
     text_width: int  # channels of the first encoder's states
     text_2_width: int  # of the second one's
     pooled_width: int  # of the second one's summary of a text
+    text_layers: int  # of the encoder with the fewer
     zeros_for_no_negative: bool  # whether the base was trained with zeros for no text (force_zeros_for_empty_prompt)
     refiner: bool  # whether the repository holds one
+
+
+_TEXT = (
+    Port("input_ids", "int64", ("rows", CLIP_TOKENS)),
+    Port("skip", "int64", ("rows",)),  # layers left out at the end, the last of all not counted; 0: none
+)
 
 
 def text_encoder(card: SdxlCard) -> Spec:
     """The smaller one, CLIP-L as published."""
     return Spec(
         name=f"{card.name}_text_encoder",
-        inputs=(Port("input_ids", "int64", ("rows", CLIP_TOKENS)),),
+        inputs=_TEXT,
         outputs=(Port("hidden_states", "float32", ("rows", CLIP_TOKENS, card.text_width)),),  # before the last layer
         max_rows=MAX_ROWS,
     )
@@ -57,7 +74,7 @@ def text_encoder_2(card: SdxlCard) -> Spec:
     """The larger one, CLIP-bigG as published."""
     return Spec(
         name=f"{card.name}_text_encoder_2",
-        inputs=(Port("input_ids", "int64", ("rows", CLIP_TOKENS)),),
+        inputs=_TEXT,
         outputs=(
             Port("hidden_states", "float32", ("rows", CLIP_TOKENS, card.text_2_width)),  # before the last layer
             Port("pooled", "float32", ("rows", card.pooled_width)),  # projected, of the end token
@@ -68,26 +85,27 @@ def text_encoder_2(card: SdxlCard) -> Spec:
 
 def unet(card: SdxlCard) -> Spec:
     """The base model."""
-    return _denoiser(f"{card.name}_unet", card, card.text_width + card.text_2_width, BASE_TIME_IDS)
+    text_width = card.text_width + card.text_2_width
+    return _denoiser(f"{card.name}_unet", card, card.sample_channels, text_width, BASE_TIME_IDS)
 
 
 def refiner(card: SdxlCard) -> Spec:
     """The second UNet of a card that has one."""
-    return _denoiser(f"{card.name}_refiner", card, card.text_2_width, REFINER_TIME_IDS)
+    return _denoiser(f"{card.name}_refiner", card, card.latent_channels, card.text_2_width, REFINER_TIME_IDS)
 
 
-def _denoiser(name: str, card: SdxlCard, text_width: int, time_ids: int) -> Spec:
-    latent = ("rows", card.latent_channels, "height", "width")  # in latent pixels
+def _denoiser(name: str, card: SdxlCard, channels: int, text_width: int, time_ids: int) -> Spec:
     return Spec(
         name=name,
         inputs=(
-            Port("sample", "float32", latent),  # alpha * clean + sigma * noise, about unit variance
+            # alpha * clean + sigma * noise, about unit variance
+            Port("sample", "float32", ("rows", channels, "height", "width")),  # in latent pixels
             Port("timestep", "float32", ("rows",)),  # 0..999, fractions allowed
             Port("encoder_hidden_states", "float32", ("rows", "tokens", text_width)),
             Port("text_embeds", "float32", ("rows", card.pooled_width)),
             Port("time_ids", "float32", ("rows", time_ids)),
         ),
-        outputs=(Port("prediction", "float32", latent),),
+        outputs=(Port("prediction", "float32", ("rows", card.latent_channels, "height", "width")),),
         max_rows=MAX_ROWS,
     )
 
@@ -95,21 +113,25 @@ def _denoiser(name: str, card: SdxlCard, text_width: int, time_ids: int) -> Spec
 def engines(card: SdxlCard) -> tuple[Spec, ...]:
     """All of a checkpoint."""
     denoisers = (unet(card), refiner(card)) if card.refiner else (unet(card),)
-    return (text_encoder(card), text_encoder_2(card), *denoisers, vae_decoder(card))
+    return (text_encoder(card), text_encoder_2(card), vae_encoder(card), *denoisers, vae_decoder(card))
 
 
-def used(plan: Plan, card: SdxlCard) -> tuple[Spec, ...]:
-    """A UNet that has no step is left out, and so is the encoder that only the base reads."""
-    base = (text_encoder(card), text_encoder_2(card), unet(card)) if _has_base(plan) else (text_encoder_2(card),)
-    return (*base, *((refiner(card),) if _has_refiner(plan) else ()), vae_decoder(card))
+def used(plan: Plan, card: SdxlCard) -> Mapping[str, int]:
+    """Executions of each network. A UNet that has no step is left out, and so is the encoder that only the base reads."""
+    base = plan.sampler.evaluations(plan.base_steps)
+    texts = (text_encoder(card), text_encoder_2(card)) if _has_base(plan) else (text_encoder_2(card),)
+    denoisers = {unet(card).name: base}
+    if _has_refiner(plan):
+        denoisers[refiner(card).name] = plan.evaluations - base
+    return executions(plan, card, texts, denoisers)
 
 
 def _has_base(plan: Plan) -> bool:
-    return plan.evaluations_before(plan.high_noise_frac) > 0
+    return len(plan.base_steps) > 0
 
 
 def _has_refiner(plan: Plan) -> bool:
-    return plan.evaluations_before(plan.high_noise_frac) < plan.evaluations_before(1.0)
+    return len(plan.refiner_steps) > 0
 
 
 def texts(card: SdxlCard) -> tuple[Text, ...]:
@@ -170,7 +192,7 @@ def _base(plan: Plan, card: SdxlCard, encoded: Tensors, encoded_2: Tensors) -> S
         texts = {name: np.concatenate([np.zeros_like(tensor), tensor]) for name, tensor in texts.items()}
     time_ids = np.array([(*_framing(plan), plan.size.height, plan.size.width)], np.float32)  # 1 6
     rows = len(texts["text_embeds"])
-    return Stage(unet(card), {**texts, "time_ids": time_ids.repeat(rows, axis=0)}, until=plan.high_noise_frac)
+    return Stage(unet(card), {**texts, "time_ids": time_ids.repeat(rows, axis=0)}, plan.base_steps)
 
 
 def _refined(plan: Plan, card: SdxlCard, encoded: Tensors) -> Stage:
@@ -180,7 +202,7 @@ def _refined(plan: Plan, card: SdxlCard, encoded: Tensors) -> Stage:
         "text_embeds": encoded["pooled"],  # rows width
         "time_ids": np.array([(*_framing(plan), score) for score in scores], np.float32),  # rows 5
     }
-    return Stage(refiner(card), inputs, until=1.0)
+    return Stage(refiner(card), inputs, plan.refiner_steps)
 
 
 def _framing(plan: Plan) -> tuple[int, int, int, int]:
@@ -193,7 +215,8 @@ async def _encode(encoder: Spec, rows: _Rows, run: Run) -> _Encoded:
     distinct = tuple(dict.fromkeys(rows))
     if not distinct:
         return {}
-    outputs = await run(encoder, {"input_ids": np.array(distinct, np.int64)})
+    skip = np.zeros(len(distinct), np.int64)
+    outputs = await run(encoder, {"input_ids": np.array(distinct, np.int64), "skip": skip})
     return {ids: {name: tensor[row] for name, tensor in outputs.items()} for row, ids in enumerate(distinct)}
 
 
@@ -210,8 +233,10 @@ FAMILY = Family(
     refuses=lambda card: frozenset() if card.refiner else frozenset({"high_noise_frac", "use_refiner"}),
     samplers=SAMPLERS,
     engines=engines,
-    used=used,
+    executions=used,
+    first_step=shortened,
     texts=texts,
     condition=condition,
+    encode=encode,
     decode=decode,
 )
