@@ -11,23 +11,23 @@ from server.families.base import Run, Stage
 from server.levels import Array, Level
 from server.noise import NoiseStream
 from server.plan import Plan
-from server.samplers.base import Estimate
+from server.samplers.base import Estimate, Step
 
 
 async def denoise(plan: Plan, stages: Sequence[Stage], seed: int, run: Run, evaluated: Callable[[], None]) -> Array:
     """The latents of one picture: c h w, float32. `evaluated` is called after every evaluation of a network.
 
-    Each stage walks its part of the levels as a run of its own: its sampler knows nothing of the evaluations before,
+    Each stage walks its part of the steps as a run of its own: its sampler knows nothing of the steps before,
     which were another network's. The stream of noise goes on.
     """
     card = plan.engine.card
     noise = NoiseStream(seed)
     height, width = plan.size.height // card.pixels_per_latent, plan.size.width // card.pixels_per_latent
-    levels, begin = plan.trajectory.levels, 0
+    steps, begin = plan.trajectory.steps, 0
     x: Array = np.float32(plan.trajectory.start_scale) * noise.normal((card.latent_channels, height, width))
     for stage in stages:
-        end = plan.evaluations_before(stage.until)
-        x = await _walk(plan, stage, x, levels[begin : end + 1], noise, run, evaluated)
+        end = plan.steps_before(stage.until)
+        x = await _walk(plan, stage, x, steps[begin:end], noise, run, evaluated)
         begin = end
     return x
 
@@ -36,13 +36,13 @@ async def _walk(
     plan: Plan,
     stage: Stage,
     x: Array,
-    levels: Sequence[Level],
+    steps: Sequence[Step],
     noise: NoiseStream,
     run: Run,
     evaluated: Callable[[], None],
 ) -> Array:
-    """x (c h w, float32, about unit variance) from the first of the levels to the last; there is more than one."""
-    sampling = plan.sampler.run(x, levels, noise)
+    """x (c h w, float32, about unit variance) through its steps, of which there is at least one."""
+    sampling = plan.sampler.run(x, steps, noise)
     x, level = next(sampling)
     while True:
         raw = await _guided(plan, stage, x, level, run)

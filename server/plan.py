@@ -113,20 +113,21 @@ class Plan:
 
     @property
     def evaluations(self) -> int:
-        """Of the denoising network, for one picture."""
-        return self.sampler.evaluations(self.steps)
+        """Of the denoising networks, for one picture: the base's part and the refiner's are runs of their own."""
+        steps, cut = self.trajectory.steps, self.steps_before(self.high_noise_frac)
+        return sum(self.sampler.evaluations(part) for part in (steps[:cut], steps[cut:]) if part)
 
     @cached_property
     def trajectory(self) -> Trajectory:
-        """The levels of a picture's denoising."""
+        """The steps of a picture's denoising."""
         return self.sampler.trajectory(self.engine.schedule, self.steps)
 
-    def evaluations_before(self, share: float) -> int:
-        """How many of the levels, not counting the last, lie in a share of the timesteps that begins at the noisy end.
+    def steps_before(self, share: float) -> int:
+        """How many of the steps begin in a share of the timesteps that begins at the noisy end.
         The cut is that of diffusers' `denoising_end` and `denoising_start`."""
         timesteps = self.engine.card.scheduler.num_train_timesteps
         cutoff = round(timesteps - share * timesteps)
-        return sum(level.time >= cutoff for level in self.trajectory.levels[:-1])
+        return sum(step.here.time >= cutoff for step in self.trajectory.steps)
 
     def token_ids(self, text: Text) -> tuple[tuple[int, ...], ...]:
         """The rows of a text: (negative, positive) where guidance is on, else (positive,)."""

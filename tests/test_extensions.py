@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from json import dumps, loads
 from pathlib import Path
@@ -20,7 +20,7 @@ from server.levels import Scheduler
 from server.pipeline import Picture, generate
 from server.plan import plan
 from server.samplers import SAMPLERS
-from server.samplers.base import Estimate, Sampler, Sampling, Trajectory, one_a_step
+from server.samplers.base import Estimate, Sampler, Sampling, Step, once_each_level
 
 TOY_FAMILY = '''
 """A family whose text is one number and whose picture is its latents."""
@@ -113,8 +113,8 @@ async def test_a_sampler_that_is_one_line_more_in_the_registry_is_planned_and_ru
 ) -> None:
     asked: list[float] = []
 
-    def jump(x: Array, levels: object, noise: object) -> Sampling:
-        estimate: Estimate = yield x, SAMPLERS["DDIM"].trajectory(made.engine.schedule, 1).levels[0]
+    def jump(x: Array, steps: Sequence[Step], noise: object) -> Sampling:
+        estimate: Estimate = yield x, steps[0].here
         asked.append(float(np.abs(estimate.x).max()))
         return estimate.clean
 
@@ -123,8 +123,8 @@ async def test_a_sampler_that_is_one_line_more_in_the_registry_is_planned_and_ru
         paper="none: the first guess is the picture",
         order=1,
         max_steps=7,
-        trajectory=lambda schedule, steps: Trajectory(SAMPLERS["DDIM"].trajectory(schedule, steps).levels, 1.0),
-        evaluations=one_a_step,
+        trajectory=SAMPLERS["DDIM"].trajectory,
+        evaluations=once_each_level,
         run=jump,
     )
     monkeypatch.setitem(SAMPLERS, "LMS", toy)  # type: ignore[arg-type]  # a Mapping to everyone else

@@ -5,8 +5,9 @@ evaluation. At this boundary x is always alpha * clean + sigma * noise, as the m
 uses. No engines, no I/O, no async; guidance and the kind of prediction are the driver's.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from server.levels import Array, Level
@@ -27,13 +28,23 @@ Sampling = Generator[Query, Estimate, Array]  # returns the final latents: c h w
 
 
 @dataclass(frozen=True)
-class Trajectory:
-    """The levels of a run, noisiest first: one for each evaluation, in order, and last where the picture is left.
+class Step:
+    """From one level to the next, noisier to cleaner."""
 
-    A run that starts in the middle (image to image) or stops there (a refiner takes over) walks a slice of them.
+    here: Level  # its first evaluation
+    there: Level  # where it leaves x
+    via: tuple[Level, ...] = ()  # its further evaluations, in order
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The steps of a run, noisiest first; each begins where the one before ends.
+
+    A run that starts in the middle (image to image) or stops there (a refiner takes over) walks a slice of them, and
+    is a run of its own: it knows nothing of the steps before.
     """
 
-    levels: tuple[Level, ...]
+    steps: tuple[Step, ...]
     start_scale: float  # a run from pure noise starts at start_scale * noise, noise of unit variance
 
 
@@ -46,13 +57,18 @@ class Sampler:
     order: int  # of convergence: the error falls as steps^-order
     max_steps: int
     trajectory: Callable[[Any, int], Trajectory]  # of a full run of that many steps; the schedule is its family's kind
-    evaluations: Callable[[int], int]  # of a full run of that many steps: cost and progress count these
-    run: Callable[[Array, Sequence[Level], NoiseStream], Sampling]
+    evaluations: Callable[[Sequence[Step]], int]  # of a run of those steps: cost and progress count these
+    run: Callable[[Array, Sequence[Step], NoiseStream], Sampling]
 
 
-def one_a_step(steps: int) -> int:
-    """`evaluations` of a method that asks the model once a step."""
-    return steps
+def once_each_level(steps: Sequence[Step]) -> int:
+    """`evaluations` of a method that asks the model what its steps name and no more."""
+    return sum(1 + len(step.via) for step in steps)
+
+
+def in_steps(levels: Iterable[Level]) -> tuple[Step, ...]:
+    """The steps between levels, of a method that asks once a step."""
+    return tuple(Step(here, there) for here, there in pairwise(levels))
 
 
 def move(x: Array, clean: Array, here: Level, there: Level) -> Array:

@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 
 from server.levels import Array, Level, NoiseSchedule, karras_ks, level_of_k, times_of, training_ks
 from server.noise import NoiseStream
-from server.samplers.base import Sampler, Sampling, Trajectory, move, one_a_step
+from server.samplers.base import Sampler, Sampling, Step, Trajectory, in_steps, move, once_each_level
 
 
 def _karras_trajectory(schedule: NoiseSchedule, steps: int) -> Trajectory:
@@ -17,14 +16,15 @@ def _karras_trajectory(schedule: NoiseSchedule, steps: int) -> Trajectory:
     ks = karras_ks(float(training[0]), float(training[-1]), steps)
     times = np.round(times_of(schedule, ks))
     levels = [level_of_k(float(k), float(t)) for k, t in zip(ks, times, strict=True)]
-    return Trajectory((*levels, level_of_k(0.0, time=0.0)), start_scale=1.0)
+    return Trajectory(in_steps((*levels, level_of_k(0.0, time=0.0))), start_scale=1.0)
 
 
-def dpm_solver_pp_2m(x: Array, levels: Sequence[Level], noise: NoiseStream) -> Sampling:
+def dpm_solver_pp_2m(x: Array, steps: Sequence[Step], noise: NoiseStream) -> Sampling:
     """D extrapolates the clean image from the last two to the middle of the step in lambda = log(alpha / sigma). First
     order where there is no earlier image, and into sigma = 0, where lambda is infinite."""
     before: tuple[Level, Array] | None = None
-    for here, there in pairwise(levels):
+    for step in steps:
+        here, there = step.here, step.there
         estimate = yield x, here
         D = estimate.clean
         if before is not None and there.sigma > 0:
@@ -45,6 +45,6 @@ DPM_PLUS_PLUS_2M_KARRAS = Sampler(
     order=2,
     max_steps=200,
     trajectory=_karras_trajectory,
-    evaluations=one_a_step,
+    evaluations=once_each_level,
     run=dpm_solver_pp_2m,
 )

@@ -6,7 +6,7 @@ alpha' that is DDIM's step, so K_EULER differs from DDIM only in the levels it v
 """
 
 from server.levels import NoiseSchedule, ks_at, level_of_k, linspace
-from server.samplers.base import Sampler, Trajectory, one_a_step
+from server.samplers.base import Sampler, Trajectory, in_steps, once_each_level
 from server.samplers.ddim import ddim
 
 
@@ -17,7 +17,7 @@ def euler_trajectory(schedule: NoiseSchedule, steps: int) -> Trajectory:
     times = spacing(schedule, steps)
     levels = [level_of_k(float(k), float(t)) for k, t in zip(ks_at(schedule, times), times, strict=True)]
     start_scale = levels[0].sigma if spacing is linspace else 1.0
-    return Trajectory((*levels, level_of_k(0.0, time=0.0)), start_scale)
+    return Trajectory(in_steps((*levels, level_of_k(0.0, time=0.0))), start_scale)
 
 
 K_EULER = Sampler(
@@ -26,6 +26,6 @@ K_EULER = Sampler(
     order=1,
     max_steps=200,
     trajectory=euler_trajectory,
-    evaluations=one_a_step,
+    evaluations=once_each_level,
     run=ddim,
 )

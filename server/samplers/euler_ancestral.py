@@ -3,17 +3,17 @@
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 
 from server.levels import Array, Level
 from server.noise import NoiseStream
-from server.samplers.base import Sampler, Sampling, move, one_a_step
+from server.samplers.base import Sampler, Sampling, Step, move, once_each_level
 from server.samplers.euler import euler_trajectory
 
 
-def euler_ancestral(x: Array, levels: Sequence[Level], noise: NoiseStream) -> Sampling:
+def euler_ancestral(x: Array, steps: Sequence[Step], noise: NoiseStream) -> Sampling:
     """k_down^2 + k_up^2 = k'^2, with k_down = k'^2 / k. The last step draws too, times 0: diffusers' stream does."""
-    for here, there in pairwise(levels):
+    for step in steps:
+        here, there = step.here, step.there
         estimate = yield x, here
         k_down = there.k**2 / here.k
         k_up = math.sqrt(max(there.k**2 - k_down**2, 0.0))
@@ -28,6 +28,6 @@ K_EULER_ANCESTRAL = Sampler(
     order=1,
     max_steps=200,
     trajectory=euler_trajectory,
-    evaluations=one_a_step,
+    evaluations=once_each_level,
     run=euler_ancestral,
 )

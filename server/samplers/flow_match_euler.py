@@ -4,14 +4,14 @@ The only sampler of flow-matching checkpoints, and no choice of a request: hence
 """
 
 from server.levels import FlowSchedule, flow_sigmas, level_of_flow
-from server.samplers.base import Sampler, Trajectory, one_a_step
+from server.samplers.base import Sampler, Trajectory, in_steps, once_each_level
 from server.samplers.ddim import ddim
 
 
 def _trajectory(schedule: FlowSchedule, steps: int) -> Trajectory:
     """The first level is noise alone, the last the clean picture."""
     sigmas = (*flow_sigmas(schedule, steps).tolist(), 0.0)
-    return Trajectory(tuple(level_of_flow(schedule, sigma) for sigma in sigmas), start_scale=1.0)
+    return Trajectory(in_steps(level_of_flow(schedule, sigma) for sigma in sigmas), start_scale=1.0)
 
 
 FLOW_MATCH_EULER = Sampler(
@@ -20,6 +20,6 @@ FLOW_MATCH_EULER = Sampler(
     order=1,
     max_steps=200,
     trajectory=_trajectory,
-    evaluations=one_a_step,
+    evaluations=once_each_level,
     run=ddim,  # an Euler step along the velocity keeps clean picture and noise, which is DDIM's move
 )

@@ -6,7 +6,7 @@ import pytest
 from server.levels import Array, Level, clean_from_eps, level_of_k
 from server.noise import NoiseStream
 from server.samplers import SAMPLERS
-from server.samplers.base import Estimate, Sampler
+from server.samplers.base import Estimate, Sampler, Step, in_steps
 
 SPREAD = 0.5  # standard deviation of the data, mean 0
 K_MAX, K_MIN = 10.0, 0.05
@@ -20,12 +20,12 @@ def clean_at(x: Array, level: Level) -> Array:
     return np.asarray(gain * x, dtype=np.float32)
 
 
-def levels_evenly_in_log_k(steps: int) -> tuple[Level, ...]:
-    return tuple(level_of_k(float(k), time=0.0) for k in np.geomspace(K_MAX, K_MIN, steps + 1))
+def steps_evenly_in_log_k(steps: int) -> tuple[Step, ...]:
+    return in_steps(level_of_k(float(k), time=0.0) for k in np.geomspace(K_MAX, K_MIN, steps + 1))
 
 
-def run(sampler: Sampler, x: Array, levels: tuple[Level, ...]) -> Array:
-    sampling = sampler.run(x, levels, NoiseStream(1))
+def run(sampler: Sampler, x: Array, steps: tuple[Step, ...]) -> Array:
+    sampling = sampler.run(x, steps, NoiseStream(1))
     try:
         query, level = next(sampling)
         while True:
@@ -38,11 +38,11 @@ def run(sampler: Sampler, x: Array, levels: tuple[Level, ...]) -> Array:
 
 def error(sampler: Sampler, steps: int) -> float:
     """Relative, against x(k) / alpha = sqrt(k^2 + spread^2) * constant, the solution of the probability flow."""
-    levels = levels_evenly_in_log_k(steps)
+    taken = steps_evenly_in_log_k(steps)
     start = NoiseStream(0).normal(SHAPE)
-    spread_at = [level.alpha * float(np.hypot(level.k, SPREAD)) for level in (levels[0], levels[-1])]
+    spread_at = [level.alpha * float(np.hypot(level.k, SPREAD)) for level in (taken[0].here, taken[-1].there)]
     exact = spread_at[1] / spread_at[0] * start
-    return float(np.linalg.norm(run(sampler, start, levels) - exact) / np.linalg.norm(exact))
+    return float(np.linalg.norm(run(sampler, start, taken) - exact) / np.linalg.norm(exact))
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
@@ -54,9 +54,10 @@ def test_the_error_falls_at_the_declared_order(name: str) -> None:
 
 
 def test_ancestral_sampling_ends_with_the_spread_of_the_data() -> None:
-    levels = (*levels_evenly_in_log_k(300), level_of_k(0.0, time=0.0))
-    start = levels[0].alpha * float(np.hypot(K_MAX, SPREAD)) * NoiseStream(0).normal(SHAPE)
-    latents = run(SAMPLERS["K_EULER_ANCESTRAL"], start, levels)
+    steps = steps_evenly_in_log_k(300)
+    steps = (*steps, Step(steps[-1].there, level_of_k(0.0, time=0.0)))
+    start = steps[0].here.alpha * float(np.hypot(K_MAX, SPREAD)) * NoiseStream(0).normal(SHAPE)
+    latents = run(SAMPLERS["K_EULER_ANCESTRAL"], start, steps)
     # 4096 values: the standard error of a standard deviation is 1.1 %; without fresh noise it is 60 % off
     assert np.std(latents) == pytest.approx(SPREAD, rel=0.05)
     assert abs(np.corrcoef(latents.ravel(), start.ravel())[0, 1]) < 0.1  # what it started from is forgotten

@@ -41,7 +41,8 @@ def test_levels_and_times_are_diffusers_to_the_bit_for_all_step_counts(shift: fl
     schedule = noise_schedule(card)
     for steps in range(1, 201):
         expected = reference(card, steps)
-        levels = FLOW_MATCH_EULER.trajectory(schedule, steps).levels
+        taken = FLOW_MATCH_EULER.trajectory(schedule, steps).steps
+        levels = [taken[0].here, *(step.there for step in taken)]
         assert [level.sigma for level in levels] == expected.sigmas.tolist()
         assert [level.time for level in levels[:-1]] == expected.timesteps.tolist()
         assert all(level.alpha == 1 - level.sigma for level in levels)
@@ -53,7 +54,7 @@ def test_every_step_gives_the_latents_of_diffusers(steps: int) -> None:
     trajectory = FLOW_MATCH_EULER.trajectory(schedule, steps)
     latents = torch.randn((1, *SHAPE), generator=torch.Generator().manual_seed(7))
     stream = NoiseStream(7)
-    sampling = FLOW_MATCH_EULER.run(trajectory.start_scale * stream.normal(SHAPE), trajectory.levels, stream)
+    sampling = FLOW_MATCH_EULER.run(trajectory.start_scale * stream.normal(SHAPE), trajectory.steps, stream)
     x, level = next(sampling)
     for number, t in enumerate(expected.timesteps):
         assert np.linalg.norm(x - latents[0].numpy()) < TOLERANCE * np.linalg.norm(x)
@@ -72,7 +73,8 @@ def test_every_step_gives_the_latents_of_diffusers(steps: int) -> None:
 def test_the_velocity_gives_the_clean_image_back() -> None:
     stream = NoiseStream(0)
     clean, noise = stream.normal(SHAPE), stream.normal(SHAPE)
-    for level in FLOW_MATCH_EULER.trajectory(noise_schedule(SD3), 5).levels:
+    for step in FLOW_MATCH_EULER.trajectory(noise_schedule(SD3), 5).steps:
+        level = step.here
         x = np.float32(level.alpha) * clean + np.float32(level.sigma) * noise
         np.testing.assert_allclose(clean_from_flow(noise - clean, x, level), clean, atol=1e-6)
 

@@ -22,7 +22,7 @@ from diffusers import (
 from server.levels import Array, Level, NoiseSchedule, Scheduler, noise_schedule
 from server.noise import NoiseStream
 from server.samplers import SAMPLERS
-from server.samplers.base import Estimate, Sampler, Sampling, Trajectory
+from server.samplers.base import Estimate, Sampler, Sampling, Step, Trajectory
 from server.samplers.ddim import ddim
 
 # Relative to the norm of the latents; both sides are float32. Seen: at most 3e-6 from five steps on, most of it
@@ -97,7 +97,7 @@ def ours(sampler: Sampler, card: Scheduler, steps: int, seed: int) -> Array:
     schedule, noise = noise_schedule(card), NoiseStream(seed)
     trajectory = sampler.trajectory(schedule, steps)
     x = trajectory.start_scale * noise.normal(SHAPE)
-    return walk(sampler.run(x, trajectory.levels, noise), schedule, mixture_model(card))[0]
+    return walk(sampler.run(x, trajectory.steps, noise), schedule, mixture_model(card))[0]
 
 
 def reference_scheduler(name: str, card: Scheduler, steps: int) -> Any:
@@ -155,18 +155,18 @@ def test_a_config_that_names_leading_spacing_is_followed(name: str) -> None:
 def test_the_model_is_told_diffusers_timesteps_at_every_step_count(name: str) -> None:
     schedule = noise_schedule(CARD)
     for steps in range(1, 201):
-        told = [level.time for level in SAMPLERS[name].trajectory(schedule, steps).levels[:-1]]
+        told = [step.here.time for step in SAMPLERS[name].trajectory(schedule, steps).steps]
         assert told == reference_scheduler(name, CARD, steps).timesteps.tolist()
 
 
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
-def test_a_sampler_asks_once_about_each_level_but_the_last(name: str) -> None:
+def test_a_sampler_asks_once_about_each_level_that_its_steps_name(name: str) -> None:
     schedule, sampler = noise_schedule(CARD), SAMPLERS[name]
-    levels = sampler.trajectory(schedule, 6).levels
+    steps = sampler.trajectory(schedule, 6).steps
     x = NoiseStream(0).normal(SHAPE)
-    latents, asked = walk(sampler.run(x, levels, NoiseStream(1)), schedule, mixture_model(CARD))
-    assert tuple(asked) == levels[:-1]
-    assert len(asked) == sampler.evaluations(6)
+    latents, asked = walk(sampler.run(x, steps, NoiseStream(1)), schedule, mixture_model(CARD))
+    assert asked == [step.here for step in steps]
+    assert len(asked) == sampler.evaluations(steps)
     assert latents.dtype == np.float32
     assert latents.shape == SHAPE
 
@@ -174,12 +174,12 @@ def test_a_sampler_asks_once_about_each_level_but_the_last(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
 def test_a_sampler_goes_on_from_the_x_that_the_driver_used(name: str) -> None:
     schedule, sampler = noise_schedule(CARD), SAMPLERS[name]
-    levels = sampler.trajectory(schedule, 4).levels[:2]
+    steps = sampler.trajectory(schedule, 4).steps[:1]
     blended = NoiseStream(2).normal(SHAPE)
     clean = np.zeros(SHAPE, np.float32)
 
     def one_step(start: Array) -> Array:
-        sampling = sampler.run(start, levels, NoiseStream(1))
+        sampling = sampler.run(start, steps, NoiseStream(1))
         next(sampling)
         with pytest.raises(StopIteration) as end:
             sampling.send(Estimate(x=blended, clean=clean, raw=clean))
@@ -194,13 +194,15 @@ def test_a_sampler_goes_on_from_the_x_that_the_driver_used(name: str) -> None:
 def without_last_level(schedule: NoiseSchedule, steps: int) -> Trajectory:
     """DDIM that ends clean, as `set_alpha_to_one` would have it."""
     trajectory = SAMPLERS["DDIM"].trajectory(schedule, steps)
-    return replace(trajectory, levels=(*trajectory.levels[:-1], Level(alpha=1.0, sigma=0.0, time=0.0)))
+    last = replace(trajectory.steps[-1], there=Level(alpha=1.0, sigma=0.0, time=0.0))
+    return replace(trajectory, steps=(*trajectory.steps[:-1], last))
 
 
 def whole_timesteps(schedule: NoiseSchedule, steps: int) -> Trajectory:
     """K_EULER that tells the model whole timesteps."""
     trajectory = SAMPLERS["K_EULER"].trajectory(schedule, steps)
-    return replace(trajectory, levels=tuple(replace(level, time=round(level.time)) for level in trajectory.levels))
+    steps_told = (replace(step, here=replace(step.here, time=round(step.here.time))) for step in trajectory.steps)
+    return replace(trajectory, steps=tuple(steps_told))
 
 
 def unit_start(schedule: NoiseSchedule, steps: int) -> Trajectory:
@@ -213,14 +215,14 @@ def other_levels(schedule: NoiseSchedule, steps: int) -> Trajectory:
     return replace(SAMPLERS["K_EULER"].trajectory(schedule, steps), start_scale=1.0)
 
 
-def silent(x: Array, levels: Sequence[Level], noise: NoiseStream) -> Sampling:
+def silent(x: Array, steps: Sequence[Step], noise: NoiseStream) -> Sampling:
     """K_EULER_ANCESTRAL without its fresh noise."""
 
     class Silent(NoiseStream):
         def normal(self, shape: tuple[int, ...]) -> Array:
             return np.zeros(shape, np.float32)
 
-    return SAMPLERS["K_EULER_ANCESTRAL"].run(x, levels, Silent(0))
+    return SAMPLERS["K_EULER_ANCESTRAL"].run(x, steps, Silent(0))
 
 
 MUTANTS: dict[str, tuple[str, dict[str, Any]]] = {
