@@ -408,7 +408,7 @@ class ExplainRequest(_message.Message):
     def __init__(self, request: _Optional[_Union[GenerateRequest, _Mapping]] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
-    __slots__ = ("effective", "executions", "estimated_ms", "nearest_size", "violations")
+    __slots__ = ("effective", "executions", "estimated_ms", "nearest_size", "violations", "unmeasured", "notices")
     class ExecutionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -421,12 +421,16 @@ class ExplainResponse(_message.Message):
     ESTIMATED_MS_FIELD_NUMBER: _ClassVar[int]
     NEAREST_SIZE_FIELD_NUMBER: _ClassVar[int]
     VIOLATIONS_FIELD_NUMBER: _ClassVar[int]
+    UNMEASURED_FIELD_NUMBER: _ClassVar[int]
+    NOTICES_FIELD_NUMBER: _ClassVar[int]
     effective: EffectiveParameters
     executions: _containers.ScalarMap[str, int]
     estimated_ms: float
     nearest_size: Size
     violations: _containers.RepeatedCompositeFieldContainer[Violation]
-    def __init__(self, effective: _Optional[_Union[EffectiveParameters, _Mapping]] = ..., executions: _Optional[_Mapping[str, int]] = ..., estimated_ms: _Optional[float] = ..., nearest_size: _Optional[_Union[Size, _Mapping]] = ..., violations: _Optional[_Iterable[_Union[Violation, _Mapping]]] = ...) -> None: ...
+    unmeasured: _containers.RepeatedScalarFieldContainer[str]
+    notices: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, effective: _Optional[_Union[EffectiveParameters, _Mapping]] = ..., executions: _Optional[_Mapping[str, int]] = ..., estimated_ms: _Optional[float] = ..., nearest_size: _Optional[_Union[Size, _Mapping]] = ..., violations: _Optional[_Iterable[_Union[Violation, _Mapping]]] = ..., unmeasured: _Optional[_Iterable[str]] = ..., notices: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Size(_message.Message):
     __slots__ = ("width", "height")
