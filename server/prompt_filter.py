@@ -1,0 +1,90 @@
+"""Words that a deployment does not draw: a list in a file, looked for in what a request wants to see.
+
+Knows nothing of requests: it is given texts. A text and the list are folded alike (NFKC, case, invisible characters).
+Whole words count, and any white space or punctuation may stand between the words of a phrase.
+"""
+
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+# Written without spaces between words: each letter counts as a word, so that a word is found within a sentence.
+_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
+
+
+class PromptBlocked(Exception):
+    """The prompt filter refuses a text of the request. Says where; what the list holds is the deployment's."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__(f"{field}: {REFUSAL}")
+        self.field = field
+
+
+REFUSAL = "this service does not draw what it asks for; word it differently"
+
+
+class PromptFilter(Protocol):
+    """Whether a text (without weighting syntax, at most 10,000 characters) is refused. The word list is one; a
+    deployment with a filter of its own gives any function of this type to `ImageService` in `server/app.py`."""
+
+    async def __call__(self, text: str) -> bool: ...
+
+
+class WordList:
+    """A prompt filter of words and phrases."""
+
+    def __init__(self, lines: str) -> None:
+        """One word or phrase a line; empty lines and what follows # are comments."""
+        phrases = (words(line.partition("#")[0]) for line in lines.splitlines())
+        self._whole: set[str] = set()  # words joined by spaces
+        self._begun: set[str] = set()  # what phrases of several words begin with
+        for phrase in phrases:
+            self._whole |= {" ".join(phrase)} if phrase else set()
+            self._begun |= {" ".join(phrase[:length]) for length in range(1, len(phrase))}
+
+    async def __call__(self, text: str) -> bool:
+        """Does the text hold a word or a phrase of the list?"""
+        return self.holds(text)
+
+    def holds(self, text: str) -> bool:
+        """Work is linear in the text: from each word on only as far as a phrase of the list goes."""
+        said = words(text)
+        for first in range(len(said)):
+            begun, following = said[first], first + 1
+            while begun not in self._whole and begun in self._begun and following < len(said):
+                begun, following = f"{begun} {said[following]}", following + 1
+            if begun in self._whole:
+                return True
+        return False
+
+
+def words(text: str) -> list[str]:
+    """Folded. Letters, digits and marks make words, whatever else stands there ends them."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    if folded.isascii():
+        return "".join(c if c.isalnum() else " " for c in folded).split()
+    return "".join(_letters(folded)).split()
+
+
+def _letters(folded: str) -> Iterator[str]:
+    for character in folded:
+        category = unicodedata.category(character)
+        if category == "Cf":  # zero-width characters and soft hyphens part no word
+            continue
+        if category[0] not in "LNM":
+            yield " "
+        elif character > "\u0e00" and unicodedata.name(character, "").startswith(_UNSPACED):
+            yield f" {character} "
+        else:
+            yield character
+
+
+def read_word_list(path: Path) -> WordList:
+    """Raises `ValueError` for a file that cannot be read or is not UTF-8."""
+    try:
+        return WordList(path.read_text("utf-8-sig"))
+    except OSError as error:
+        raise ValueError(f"MEDIAGEN_PROMPT_FILTER: {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"MEDIAGEN_PROMPT_FILTER: {path} is not UTF-8 text: {error}") from error
