@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from transformers import CLIPTokenizer
 
+from export.wrappers import VaeEncoder
 from server.engines.port import Array, DType, Port, Spec
 
 Lengths = dict[str, int]  # of the free axes, by name
@@ -52,6 +53,28 @@ class EngineRecipe:
     golden: Lengths  # the size in golden.safetensors; a small one
     draws: Mapping[str, Draw]  # by input name
     tokenizer: TokenizerRecipe | None = None  # None for an engine that reads no text
+
+
+def vae_encoder_recipe(spec: Spec, multiple: int, most: int) -> EngineRecipe:
+    """The autoencoder's other half; both sides of a picture are multiples of `multiple` pixels, up to `most`.
+
+    At its bottom there are as many attention tokens as latent pixels: never one alone, see export/recipes/sd15.py.
+    """
+    side = Axis(multiple, most)
+
+    def lengths(rows: int, height: int, width: int) -> Lengths:
+        return {"rows": rows, "picture_height": height * multiple, "picture_width": width * multiple}
+
+    return EngineRecipe(
+        spec=spec,
+        component="vae",
+        wrap=VaeEncoder,
+        axes={"rows": Axis(multiple=1, most=2), "picture_height": side, "picture_width": side},
+        traced=lengths(2, 3, 4),  # it takes one picture a call, but is traced with two so that the axis stays free
+        checked=lengths(1, 5, 2),
+        golden=lengths(1, 2, 1),
+        draws={"pixels": uniform(256, "uint8"), "visible": uniform(2, "uint8")},
+    )
 
 
 def examples(recipe: EngineRecipe, lengths: Lengths, seed: int) -> dict[str, Array]:

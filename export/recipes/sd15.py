@@ -4,7 +4,7 @@ The engines' tensors are those of `server.families.sd15`; this file only says ho
 """
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -12,16 +12,16 @@ from transformers import CLIPTextModel
 
 from export import ExportError
 from export.checkpoint import Checkpoint
-from export.recipes import Axis, EngineRecipe, clip_tokenizer, normal, uniform
+from export.recipes import Axis, EngineRecipe, clip_tokenizer, normal, uniform, vae_encoder_recipe
 from export.scheduler import trained_scheduler
-from export.wrappers import VaeDecoder
+from export.wrappers import VaeDecoder, skipping
 from server.families import sd15
 from server.families.parts import CLIP_TOKENS, MAX_ROWS
 from server.families.sd15 import Sd15Card
 from server.levels import Scheduler
 
 FAMILY = "sd15"
-PIPELINES = ("StableDiffusionPipeline",)
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionInpaintPipeline")
 COMPONENTS: Mapping[str, type] = {"text_encoder": CLIPTextModel, "unet": UNet2DConditionModel, "vae": AutoencoderKL}
 
 _ROWS = Axis(multiple=1, most=MAX_ROWS)
@@ -41,9 +41,11 @@ class _TextEncoder(torch.nn.Module):
         super().__init__()
         self.component = component
 
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """rows 77, int64 -> rows 77 width, float32, after the final layer norm."""
-        return cast(torch.Tensor, self.component(input_ids).last_hidden_state)
+    def forward(self, input_ids: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        """rows 77, int64, and rows, int64: how many layers to leave out at the end -> rows 77 width, float32, after
+        the final layer norm."""
+        states = self.component(input_ids, output_hidden_states=True).hidden_states[1:]
+        return cast(torch.Tensor, cast(Any, self.component).final_layer_norm(skipping(states, skip)))
 
 
 class _UNet(torch.nn.Module):
@@ -59,8 +61,8 @@ class _UNet(torch.nn.Module):
 
 
 def recipes(checkpoint: Checkpoint, card: Sd15Card) -> tuple[EngineRecipe, ...]:
-    """The three engines of `sd15.engines(card)`."""
-    text_encoder, unet, vae_decoder = sd15.engines(card)
+    """The engines of `sd15.engines(card)`."""
+    text_encoder, vae_encoder, unet, vae_decoder = sd15.engines(card)
     vocabulary = int(checkpoint.config("text_encoder")["vocab_size"])
     return (
         EngineRecipe(
@@ -71,8 +73,11 @@ def recipes(checkpoint: Checkpoint, card: Sd15Card) -> tuple[EngineRecipe, ...]:
             traced=_TRACED,
             checked=_CHECKED,
             golden=_GOLDEN,
-            draws={"input_ids": uniform(vocabulary, "int64")},
+            draws={"input_ids": uniform(vocabulary, "int64"), "skip": uniform(card.text_layers, "int64")},
             tokenizer=clip_tokenizer("tokenizer"),
+        ),
+        vae_encoder_recipe(
+            vae_encoder, _LATENT.multiple * card.pixels_per_latent, _LATENT.most * card.pixels_per_latent
         ),
         EngineRecipe(
             spec=unet,
@@ -109,11 +114,17 @@ def card(checkpoint: Checkpoint, name: str, title: str, prediction_type: str | N
 def _card(checkpoint: Checkpoint, name: str, title: str, scheduler: Scheduler) -> Sd15Card:
     unet, vae, text = (checkpoint.config(component) for component in ("unet", "vae", "text_encoder"))
     pixels_per_latent = 2 ** (len(vae["block_out_channels"]) - 1)
+    channels = vae["latent_channels"]
+    inpainting = unet["in_channels"] == 2 * channels + 1  # latents, a mask, the masked picture's latents
     differences = [
         f"{field} is {found!r}, must be {allowed!r}"
         for field, found, allowed in (
-            ("unet in_channels", unet["in_channels"], vae["latent_channels"]),  # an inpainting UNet has 9
-            ("unet out_channels", unet["out_channels"], vae["latent_channels"]),
+            (
+                f"unet in_channels ({2 * channels + 1} where it inpaints)",
+                channels if inpainting else unet["in_channels"],
+                channels,
+            ),
+            ("unet out_channels", unet["out_channels"], channels),
             ("unet levels", len(unet["down_block_types"]), 4),
             ("unet cross_attention_dim", unet["cross_attention_dim"], text["hidden_size"]),
             ("unet addition_embed_type", unet.get("addition_embed_type"), None),  # SDXL has one
@@ -130,8 +141,11 @@ def _card(checkpoint: Checkpoint, name: str, title: str, scheduler: Scheduler) -
         family=FAMILY,
         title=title,
         source=checkpoint.source,
-        text_width=text["hidden_size"],
-        latent_channels=vae["latent_channels"],
+        latent_channels=channels,
         pixels_per_latent=pixels_per_latent,
         scheduler=scheduler,
+        inpainting=inpainting,
+        safety_checker=False,
+        text_width=text["hidden_size"],
+        text_layers=text["num_hidden_layers"],
     )

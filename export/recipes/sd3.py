@@ -13,8 +13,8 @@ from transformers import CLIPTextModelWithProjection, T5EncoderModel, T5Tokenize
 
 from export import ExportError
 from export.checkpoint import Checkpoint
-from export.recipes import Axis, EngineRecipe, TokenizerRecipe, clip_tokenizer, normal, uniform
-from export.wrappers import PenultimateStatesAndPooled, VaeDecoder
+from export.recipes import Axis, EngineRecipe, TokenizerRecipe, clip_tokenizer, normal, uniform, vae_encoder_recipe
+from export.wrappers import VaeDecoder
 from server.engines.port import Spec
 from server.families import sd3
 from server.families.card import Card
@@ -52,6 +52,17 @@ BUILT: Mapping[str, object] = {
     "use_beta_sigmas": False,
     "stochastic_sampling": False,
 }
+
+
+class _Clip(torch.nn.Module):
+    def __init__(self, component: torch.nn.Module) -> None:
+        super().__init__()
+        self.component = component
+
+    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """rows 77, int64 -> the states before the last layer, rows 77 width; the end token's, projected; float32."""
+        result = self.component(input_ids, output_hidden_states=True)
+        return result.hidden_states[-2], result.text_embeds
 
 
 class _T5(torch.nn.Module):
@@ -95,15 +106,16 @@ def _cropped(pos_embed: Any, height: torch.SymInt, width: torch.SymInt) -> torch
 
 
 def recipes(checkpoint: Checkpoint, card: Card) -> tuple[EngineRecipe, ...]:
-    """The engines of `sd3.engines(card)`: five with T5, else four."""
+    """The engines of `sd3.engines(card)`: six with T5, else five."""
     assert isinstance(card, Sd3Card)
-    clip, clip_2, *t5, transformer, vae_decoder = sd3.engines(card)
+    clip, clip_2, *t5, vae_encoder, transformer, vae_decoder = sd3.engines(card)
     latent = Axis(int(checkpoint.config("transformer")["patch_size"]), _SIDES[-1] // card.pixels_per_latent)
     t5_tokenizer = TokenizerRecipe("tokenizer_3", T5Tokenizer, ("tokenizer_config.json",))
     return (
-        _text(checkpoint, clip, "text_encoder", PenultimateStatesAndPooled, clip_tokenizer("tokenizer")),
-        _text(checkpoint, clip_2, "text_encoder_2", PenultimateStatesAndPooled, clip_tokenizer("tokenizer_2")),
+        _text(checkpoint, clip, "text_encoder", _Clip, clip_tokenizer("tokenizer")),
+        _text(checkpoint, clip_2, "text_encoder_2", _Clip, clip_tokenizer("tokenizer_2")),
         *(_text(checkpoint, spec, "text_encoder_3", _T5, t5_tokenizer) for spec in t5),
+        vae_encoder_recipe(vae_encoder, latent.multiple * card.pixels_per_latent, _SIDES[-1]),
         EngineRecipe(
             spec=transformer,
             component="transformer",
@@ -206,6 +218,8 @@ def _card(checkpoint: Checkpoint, name: str, title: str) -> Sd3Card:
         latent_channels=vae["latent_channels"],
         pixels_per_latent=pixels_per_latent,
         scheduler=_scheduler(checkpoint),
+        inpainting=False,
+        safety_checker=False,
         text_width=clip["hidden_size"],
         text_2_width=clip_2["hidden_size"],
         pooled_width=clip["projection_dim"],

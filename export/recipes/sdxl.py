@@ -14,7 +14,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from export import ExportError
 from export.checkpoint import Checkpoint
-from export.recipes import Axis, EngineRecipe, Lengths, clip_tokenizer, normal, uniform
+from export.recipes import Axis, EngineRecipe, Lengths, clip_tokenizer, normal, uniform, vae_encoder_recipe
 from export.scheduler import trained_scheduler
 from export.wrappers import PenultimateStates, PenultimateStatesAndPooled, VaeDecoder
 from server.families import sdxl
@@ -29,7 +29,7 @@ COMPONENTS: Mapping[str, type] = {
     "refiner/unet": UNet2DConditionModel,
     "vae": AutoencoderKL,
 }
-PIPELINES = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline")
+PIPELINES = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline")
 
 _ROWS = Axis(multiple=1, most=MAX_ROWS)
 _TOKENS = Axis(multiple=1, most=16 * CLIP_TOKENS)
@@ -56,7 +56,7 @@ class _UNet(torch.nn.Module):
 
 
 def recipes(checkpoint: Checkpoint, card: SdxlCard) -> tuple[EngineRecipe, ...]:
-    """The engines of `sdxl.engines(card)`: five with a refiner, else four."""
+    """The engines of `sdxl.engines(card)`: six with a refiner, else five."""
     specs = {spec.name.removeprefix(f"{card.name}_"): spec for spec in sdxl.engines(card)}
     halvings = _multiple(checkpoint.config("unet"))
     text = [
@@ -68,7 +68,10 @@ def recipes(checkpoint: Checkpoint, card: SdxlCard) -> tuple[EngineRecipe, ...]:
             traced={"rows": 2},
             checked={"rows": 3},
             golden={"rows": 2},
-            draws={"input_ids": uniform(int(checkpoint.config(name)["vocab_size"]), "int64")},
+            draws={
+                "input_ids": uniform(int(checkpoint.config(name)["vocab_size"]), "int64"),
+                "skip": uniform(card.text_layers, "int64"),
+            },
             tokenizer=clip_tokenizer(tokenizer),
         )
         for name, wrap, tokenizer in (
@@ -97,17 +100,21 @@ def recipes(checkpoint: Checkpoint, card: SdxlCard) -> tuple[EngineRecipe, ...]:
         if name in specs
         for multiple in (_multiple(checkpoint.config(component)),)
     ]
+    side = _latent_axes(card, halvings)["width"]
+    encoder = vae_encoder_recipe(
+        specs["vae_encoder"], side.multiple * card.pixels_per_latent, side.most * card.pixels_per_latent
+    )
     decoder = EngineRecipe(
         spec=specs["vae_decoder"],
         component="vae",
         wrap=VaeDecoder,
-        axes={"rows": _ROWS, **_latent_axes(card, halvings)},
+        axes={"rows": _ROWS, "height": side, "width": side},
         traced=_traced(halvings),
         checked=_checked(halvings) | _ONE,
         golden=_golden(halvings) | _ONE,
         draws={"latents": normal},
     )
-    return (*text, *unets, decoder)
+    return (*text, encoder, *unets, decoder)
 
 
 def _multiple(unet: Mapping[str, Any]) -> int:
@@ -175,6 +182,8 @@ def _card(checkpoint: Checkpoint, name: str, title: str, prediction_type: str | 
         checkpoint.config(component) for component in ("unet", "vae", "text_encoder", "text_encoder_2")
     )
     pixels_per_latent = 2 ** (len(vae["block_out_channels"]) - 1)
+    channels = vae["latent_channels"]
+    inpainting = unet["in_channels"] == 2 * channels + 1  # latents, a mask, the masked picture's latents
     _refuse_differences(
         checkpoint.source,
         "SDXL",
@@ -185,7 +194,12 @@ def _card(checkpoint: Checkpoint, name: str, title: str, prediction_type: str | 
             # diffusers would whiten latents with these
             ("vae latents_mean", vae.get("latents_mean"), None),
             ("vae latents_std", vae.get("latents_std"), None),
-            *_unet_rules(unet, vae["latent_channels"], text_2["projection_dim"], BASE_TIME_IDS, pixels_per_latent),
+            (
+                f"unet in_channels ({2 * channels + 1} where it inpaints)",
+                channels if inpainting else unet["in_channels"],
+                channels,
+            ),
+            *_unet_rules(unet, channels, text_2["projection_dim"], BASE_TIME_IDS, pixels_per_latent),
         ),
     )
     return SdxlCard(
@@ -193,12 +207,15 @@ def _card(checkpoint: Checkpoint, name: str, title: str, prediction_type: str | 
         family=FAMILY,
         title=title,
         source=checkpoint.source,
-        latent_channels=vae["latent_channels"],
+        latent_channels=channels,
         pixels_per_latent=pixels_per_latent,
         scheduler=trained_scheduler(checkpoint, prediction_type),
+        inpainting=inpainting,
+        safety_checker=False,
         text_width=text["hidden_size"],
         text_2_width=text_2["hidden_size"],
         pooled_width=text_2["projection_dim"],
+        text_layers=min(text["num_hidden_layers"], text_2["num_hidden_layers"]),
         zeros_for_no_negative=_zeros(checkpoint),
         refiner="refiner" in checkpoint.joined,
     )
@@ -215,6 +232,7 @@ def _check_refiner(refiner: Checkpoint, card: SdxlCard, prediction_type: str | N
         "a refiner of this base",
         (
             ("unet cross_attention_dim", unet["cross_attention_dim"], card.text_2_width),
+            ("unet in_channels", unet["in_channels"], card.latent_channels),
             *_unet_rules(unet, card.latent_channels, card.pooled_width, REFINER_TIME_IDS, card.pixels_per_latent),
             # what the service gives a refiner for an absent negative prompt is the empty text (diffusers assumes True)
             ("force_zeros_for_empty_prompt", _zeros(refiner), False),
@@ -233,7 +251,6 @@ def _unet_rules(
     sides = {side for size in MEGAPIXEL_SIZES for side in size}
     step = _multiple(unet) * pixels_per_latent
     return (
-        ("unet in_channels", unet["in_channels"], channels),  # an inpainting UNet has 9
         ("unet out_channels", unet["out_channels"], channels),
         ("unet addition_embed_type", unet.get("addition_embed_type"), "text_time"),
         ("unet class_embed_type", unet.get("class_embed_type"), None),
