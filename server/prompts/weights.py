@@ -5,6 +5,7 @@ characters themselves, any other backslash is one too. A bracket without its par
 a number behind it. Square and curly brackets mean nothing here. No text is an error.
 """
 
+import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -40,20 +41,20 @@ def parse(text: str) -> Weighted:
     marks = tuple(_MARK.finditer(text))
     groups = _groups(text, marks)
     plain: list[str] = []
-    spans: list[Span] = []
-    length, bounded = 0, False
+    begins: dict[int, float] = {}  # where in the plain text a weight begins
+    length, last, bounded = 0, math.nan, False
     for piece, inside in _pieces(text, marks, groups):
         if not piece:
             continue
         weight = _clamped(inside)
         bounded |= weight != inside
+        if weight != last:
+            begins[length] = last = weight
         plain.append(piece)
-        begin = length
-        if spans and spans[-1].weight == weight:
-            begin = spans.pop().begin
         length += len(piece)
-        spans.append(Span(begin, length, weight))
-    return Weighted("".join(plain), tuple(spans), bounded)
+    ends = (*tuple(begins)[1:], length)
+    spans = tuple(Span(begin, end, weight) for (begin, weight), end in zip(begins.items(), ends, strict=False))
+    return Weighted("".join(plain), spans, bounded)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def write(folder: Path, *, t5: bool) -> None:
         ),
     }
     if t5:
-        tokenizer = _t5_tokenizer()
+        tokenizer = t5_tokenizer()
         modules["text_encoder_3"] = _t5(len(tokenizer))
         tokenizer.save_pretrained(folder / "tokenizer_3")
     for name, module in modules.items():
@@ -136,7 +136,7 @@ def _write_clip_tokenizer(folder: Path, vocabulary: dict[str, int], pad: str) ->
     folder.joinpath("merges.txt").write_text("\n".join(("#version: 0.2", *MERGES)) + "\n")
 
 
-def _t5_tokenizer() -> T5Tokenizer:
+def t5_tokenizer() -> T5Tokenizer:
     """Unigram, as SentencePiece's: some words, and letters for all others."""
     pieces = ["▁", *"abcdefghijklmnopqrstuvwxyz", "▁red", "▁house", "▁a", "▁by", "▁the", "▁sea", "ea", "ou", "th", "s,"]
     scores = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
