@@ -7,45 +7,46 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from server.beginning import Beginning, Encoded, begin
 from server.families.base import Run, Stage
-from server.levels import Array, Level
+from server.levels import CLEAN, Array, Level
 from server.noise import NoiseStream
 from server.plan import Plan
-from server.samplers.base import Estimate, Step
+from server.samplers.base import Estimate
 
 
-async def denoise(plan: Plan, stages: Sequence[Stage], seed: int, run: Run, evaluated: Callable[[], None]) -> Array:
+async def denoise(
+    plan: Plan, stages: Sequence[Stage], encoded: Encoded, seed: int, run: Run, evaluated: Callable[[], None]
+) -> Array:
     """The latents of one picture: c h w, float32. `evaluated` is called after every evaluation of a network.
 
     Each stage walks its part of the steps as a run of its own: its sampler knows nothing of the steps before,
     which were another network's. The stream of noise goes on.
     """
-    card = plan.engine.card
     noise = NoiseStream(seed)
-    height, width = plan.size.height // card.pixels_per_latent, plan.size.width // card.pixels_per_latent
-    steps, begin = plan.trajectory.steps, 0
-    x: Array = np.float32(plan.trajectory.start_scale) * noise.normal((card.latent_channels, height, width))
+    beginning = begin(plan, encoded, noise)
+    x = beginning.x
     for stage in stages:
-        end = plan.steps_before(stage.until)
-        x = await _walk(plan, stage, x, steps[begin:end], noise, run, evaluated)
-        begin = end
-    return x
+        x = await _walk(plan, stage, x, beginning, noise, run, evaluated)
+        x = beginning.known(x, stage.steps[-1].there)
+    return beginning.known(x, CLEAN)  # not every sampler's last level is
 
 
 async def _walk(
     plan: Plan,
     stage: Stage,
     x: Array,
-    steps: Sequence[Step],
+    beginning: Beginning,
     noise: NoiseStream,
     run: Run,
     evaluated: Callable[[], None],
 ) -> Array:
-    """x (c h w, float32, about unit variance) through its steps, of which there is at least one."""
-    sampling = plan.sampler.run(x, steps, noise)
+    """x (c h w, float32, about unit variance) through the steps of a stage. What is known of the picture is put in
+    before every evaluation but the first, which begins with it."""
+    sampling = plan.sampler.run(x, stage.steps, noise)
     x, level = next(sampling)
     while True:
-        raw = await _guided(plan, stage, x, level, run)
+        raw = await _guided(plan, stage, x, beginning.told, level, run)
         evaluated()
         clean = plan.engine.schedule.clean_from(raw, x, level)
         try:
@@ -53,13 +54,16 @@ async def _walk(
         except StopIteration as finished:
             latents: Array = finished.value
             return latents
+        x = beginning.known(x, level)
 
 
-async def _guided(plan: Plan, stage: Stage, x: Array, level: Level, run: Run) -> Array:
+async def _guided(plan: Plan, stage: Stage, x: Array, told: Array, level: Level, run: Run) -> Array:
     """The network's output after classifier-free guidance (Ho and Salimans 2022, in diffusers' parametrisation)."""
     rows = 2 if plan.guided else 1
+    channels = stage.denoiser.inputs[0].shape[1]  # a refiner beside an inpainting base is told of no mask
+    sample = x if channels == len(x) else np.concatenate((x, told))
     inputs = {
-        "sample": np.broadcast_to(x, (rows, *x.shape)),
+        "sample": np.broadcast_to(sample, (rows, *sample.shape)),
         "timestep": np.full(rows, level.time, np.float32),
         **stage.inputs,
     }

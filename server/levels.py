@@ -53,6 +53,8 @@ class Level:
         return self.sigma / self.alpha
 
 
+CLEAN = Level(alpha=1.0, sigma=0.0, time=0.0)
+
 CleanFrom = Callable[[Array, Array, Level], Array]  # (raw output, x, level) -> clean, all c h w, float32
 
 

@@ -10,8 +10,10 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from server.beginning import Encoded, encode
+from server.canvas import Inpainting, paste
 from server.denoising import denoise
-from server.families.base import Run, Stage
+from server.families.base import Run, Stage, together
 from server.plan import Plan
 
 
@@ -49,10 +51,13 @@ async def generate(plan: Plan, run: Run) -> AsyncGenerator[Event, None]:
     """
     stopwatch = _Stopwatch()
     with stopwatch.phase("conditioning"):
-        stages = await plan.engine.family.condition(plan, plan.engine.card, run)
+        texts = asyncio.ensure_future(plan.engine.family.condition(plan, plan.engine.card, run))
+        pictures_in = asyncio.ensure_future(encode(plan, run))
+        await together(texts, pictures_in)
+        stages, encoded = texts.result(), pictures_in.result()
     events: asyncio.Queue[Event | None] = asyncio.Queue()  # bounded by the request: evaluations and pictures are
     pictures = [
-        asyncio.create_task(_picture(plan, index, stages, run, stopwatch, events.put_nowait))
+        asyncio.create_task(_picture(plan, index, stages, encoded, run, stopwatch, events.put_nowait))
         for index in range(len(plan.seeds))
     ]
     all_pictures = asyncio.gather(*pictures)
@@ -72,6 +77,7 @@ async def _picture(
     plan: Plan,
     index: int,
     stages: Sequence[Stage],
+    encoded: Encoded,
     run: Run,
     stopwatch: "_Stopwatch",
     emit: Callable[[Event], None],
@@ -85,9 +91,11 @@ async def _picture(
         emit(Evaluated(index, evaluation))
 
     with stopwatch.phase("denoising"):
-        latents = await denoise(plan, stages, seed, run, evaluated)
+        latents = await denoise(plan, stages, encoded, seed, run, evaluated)
     with stopwatch.phase("decoding"):
         pixels = await plan.engine.family.decode(latents, plan.engine.card, run)
+        if isinstance(plan.start, Inpainting):
+            pixels = await asyncio.to_thread(paste, pixels, plan.start)
     with stopwatch.phase("encoding"):
         data = await asyncio.to_thread(plan.encoding.encode, pixels, parameters(plan, seed))
     emit(Picture(index, seed, data))

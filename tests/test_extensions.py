@@ -18,7 +18,7 @@ from server.families.base import Size
 from server.families.card import Card
 from server.levels import Scheduler
 from server.pipeline import Picture, generate
-from server.plan import plan
+from server.request import plan
 from server.samplers import SAMPLERS
 from server.samplers.base import Estimate, Sampler, Sampling, Step, once_each_level
 

@@ -11,7 +11,7 @@ from mediagen.v1 import image_pb2 as pb
 from server.catalog import Catalog
 from server.engines.port import EngineUnavailable, Spec
 from server.pipeline import Evaluated, Finished, Picture, generate, parameters
-from server.plan import plan
+from server.request import plan
 from server.scheduler import StepScheduler
 
 

@@ -75,6 +75,7 @@ class Family(Generic[AnyCard]):
     samplers: Mapping[str, Sampler]  # by name in a request; the first is the default
     engines: Callable[[AnyCard], tuple[Spec, ...]]  # in the order of their first use
     executions: Callable[[Plan, AnyCard], Mapping[str, int]]  # of each network that a plan runs, for all its pictures
+    most_skipped: Callable[[AnyCard], int]  # layers that `clip_skip` may leave out of the text encoders
     first_step: Callable[[int, float], int]  # of image to image with (steps, strength)
     texts: Callable[[AnyCard], tuple[Text, ...]]
     condition: Callable[[Plan, AnyCard, Run], Awaitable[tuple[Stage, ...]]]

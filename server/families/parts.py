@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from server.plan import Plan
 
 CLIP_TOKENS = 77  # one chunk, start and end tokens included
+MOST_SKIPPED = 12  # of the API
 MAX_ROWS = 16  # of one text or denoising call: eight guidance pairs
 
 
@@ -57,7 +58,7 @@ async def encode(pixels: Array, visible: Array, card: Card, run: Run) -> Posteri
 
 
 def shortened(steps: int, strength: float) -> int:
-    """The first step of image to image, as StableDiffusionImg2ImgPipeline of diffusers has it, but at least one runs."""
+    """The first step of image to image, as diffusers' StableDiffusionImg2ImgPipeline has it; one runs at least."""
     return min(steps - min(int(steps * strength), steps), steps - 1)
 
 

@@ -18,6 +18,7 @@ from server.families.card import Card
 from server.families.parts import (
     CLIP_TOKENS,
     MAX_ROWS,
+    MOST_SKIPPED,
     decode,
     encode,
     executions,
@@ -117,6 +118,7 @@ FAMILY = Family(
     samplers=SAMPLERS,
     engines=engines,
     executions=used,
+    most_skipped=lambda card: min(card.text_layers - 1, MOST_SKIPPED),
     first_step=shortened,
     texts=texts,
     condition=condition,

@@ -158,6 +158,7 @@ FAMILY = Family(
     samplers={FLOW_MATCH_EULER.name: FLOW_MATCH_EULER},
     engines=engines,
     executions=used,
+    most_skipped=lambda card: 0,
     first_step=lambda steps, strength: min(int(max(steps - steps * strength, 0)), steps - 1),
     texts=texts,
     condition=condition,

@@ -22,6 +22,7 @@ from server.families.parts import (
     CLIP_TOKENS,
     MAX_ROWS,
     MEGAPIXEL_SIZES,
+    MOST_SKIPPED,
     decode,
     encode,
     executions,
@@ -117,7 +118,7 @@ def engines(card: SdxlCard) -> tuple[Spec, ...]:
 
 
 def used(plan: Plan, card: SdxlCard) -> Mapping[str, int]:
-    """Executions of each network. A UNet that has no step is left out, and so is the encoder that only the base reads."""
+    """Executions of each network. A UNet without a step is left out, and so is the encoder that only the base reads."""
     base = plan.sampler.evaluations(plan.base_steps)
     texts = (text_encoder(card), text_encoder_2(card)) if _has_base(plan) else (text_encoder_2(card),)
     denoisers = {unet(card).name: base}
@@ -234,6 +235,7 @@ FAMILY = Family(
     samplers=SAMPLERS,
     engines=engines,
     executions=used,
+    most_skipped=lambda card: min(card.text_layers - 1, MOST_SKIPPED),
     first_step=shortened,
     texts=texts,
     condition=condition,

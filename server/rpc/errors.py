@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from server.admission import Overloaded
 from server.engines.port import EngineNoRoom, EngineOverloaded, EngineTimeout, EngineUnavailable
-from server.plan import InvalidRequest
+from server.request import InvalidRequest
 
 DOMAIN = "mediagen"
 

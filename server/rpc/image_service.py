@@ -8,10 +8,12 @@ from mediagen.v1 import image_pb2 as pb
 from mediagen.v1 import image_pb2_grpc
 
 from server.admission import Admission
+from server.canvas import FromNoise
 from server.catalog import Catalog
 from server.families.base import Run
 from server.pipeline import Evaluated, Finished, Picture, generate
-from server.plan import InvalidRequest, Plan, Violation, plan
+from server.plan import Plan
+from server.request import InvalidRequest, Violation, plan
 from server.rpc.errors import NotBuilt
 from server.rpc.interceptor import Context, request_id
 
@@ -90,8 +92,10 @@ def effective(what: Plan) -> pb.EffectiveParameters:
         seeds=what.seeds,
         sampler=pb.SAMPLER_UNSPECIFIED if "sampler" in refuses else f"SAMPLER_{what.sampler.name}",
         image_encoding=f"IMAGE_ENCODING_{what.encoding.name}",
-        models=[spec.name for spec in what.engine.family.used(what, what.engine.card)],
+        models=list(what.engine.family.executions(what, what.engine.card)),
         high_noise_frac=None if "high_noise_frac" in refuses else what.high_noise_frac,
+        strength=None if isinstance(what.start, FromNoise) else what.strength,
+        clip_skip=what.clip_skip if what.clip_skip > 0 else None,
     )
 
 

@@ -19,7 +19,7 @@ from server.families.base import Stage
 from server.families.sd3 import FAMILY, T5_TOKENS, Sd3Card, condition, engines
 from server.levels import FlowScheduler
 from server.pipeline import Picture, generate, parameters
-from server.plan import InvalidRequest, plan
+from server.request import InvalidRequest, plan
 from server.samplers.flow_match_euler import FLOW_MATCH_EULER
 
 CARD = Sd3Card(

@@ -18,7 +18,8 @@ from server.engines.port import Array, Spec, Tensors
 from server.families.base import Size, Stage, Text
 from server.families.sdxl import FAMILY
 from server.pipeline import parameters
-from server.plan import InvalidRequest, Plan, plan
+from server.plan import Plan
+from server.request import InvalidRequest, plan
 from server.rpc.image_service import effective
 
 FIRST, SECOND = "sdxl_text_encoder", "sdxl_text_encoder_2"

@@ -15,7 +15,8 @@ from parity.conftest import Subject
 from server.denoising import denoise
 from server.engines.local import LocalEngines
 from server.families.base import Size
-from server.plan import Plan, plan
+from server.plan import Plan
+from server.request import plan
 from server.samplers import SAMPLERS
 from server.scheduler import StepScheduler
 

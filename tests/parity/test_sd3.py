@@ -24,7 +24,8 @@ from server.catalog import Engine, read_catalog
 from server.denoising import denoise
 from server.engines.local import LocalEngines
 from server.families.base import Size
-from server.plan import Plan, plan
+from server.plan import Plan
+from server.request import plan
 from server.scheduler import StepScheduler
 
 ROOT = Path(__file__).resolve().parent.parent.parent

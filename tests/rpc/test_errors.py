@@ -14,7 +14,7 @@ from server.engines.port import (
     EngineTimeout,
     EngineUnavailable,
 )
-from server.plan import InvalidRequest, Violation
+from server.request import InvalidRequest, Violation
 from server.rpc.errors import NotBuilt, fault_of, trailers
 
 Code = grpc.StatusCode

@@ -10,7 +10,8 @@ from mediagen.v1 import image_pb2 as pb
 from server.catalog import Catalog
 from server.families.base import Size
 from server.families.sd15 import FAMILY
-from server.plan import InvalidRequest, Plan, nearest_size, plan
+from server.plan import Plan
+from server.request import InvalidRequest, nearest_size, plan
 
 SEED = 7
 
