@@ -50,7 +50,7 @@ async def _walk(
         evaluated()
         clean = plan.engine.schedule.clean_from(raw, x, level)
         try:
-            x, level = sampling.send(Estimate(x=x, clean=clean, raw=raw))
+            x, level = sampling.send(Estimate(x=x, clean=clean, raw=raw, clean_from=plan.engine.schedule.clean_from))
         except StopIteration as finished:
             latents: Array = finished.value
             return latents

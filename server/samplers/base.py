@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from server.levels import Array, Level
+from server.levels import Array, CleanFrom, Level
 from server.noise import NoiseStream
 
 
@@ -21,6 +21,7 @@ class Estimate:
     x: Array  # as the driver used it
     clean: Array  # the clean image behind it
     raw: Array  # the guided output of the model
+    clean_from: CleanFrom  # how that is read: for methods that combine raw outputs
 
 
 Query = tuple[Array, Level]  # x: c h w, float32, about unit variance

@@ -31,7 +31,7 @@ def run(sampler: Sampler, x: Array, steps: tuple[Step, ...]) -> Array:
         while True:
             clean = clean_at(query, level)
             eps = (query - level.alpha * clean) / level.sigma
-            query, level = sampling.send(Estimate(x=query, clean=clean_from_eps(eps, query, level), raw=eps))
+            query, level = sampling.send(Estimate(query, clean_from_eps(eps, query, level), eps, clean_from_eps))
     except StopIteration as end:
         return np.asarray(end.value)
 

@@ -62,7 +62,7 @@ def test_every_step_gives_the_latents_of_diffusers(steps: int) -> None:
         latents = expected.step(raw, t, latents).prev_sample
         ours = velocity(x, level.time, 1000)
         try:
-            x, level = sampling.send(Estimate(x=x, clean=schedule.clean_from(ours, x, level), raw=ours))
+            x, level = sampling.send(Estimate(x, schedule.clean_from(ours, x, level), ours, schedule.clean_from))
         except StopIteration as finished:
             assert number == steps - 1
             x = finished.value

@@ -88,7 +88,7 @@ def walk(sampling: Sampling, schedule: NoiseSchedule, model: Model) -> tuple[Arr
         while True:
             asked.append(level)
             raw = model(x, level.time)
-            x, level = sampling.send(Estimate(x=x, clean=schedule.clean_from(raw, x, level), raw=raw))
+            x, level = sampling.send(Estimate(x, schedule.clean_from(raw, x, level), raw, schedule.clean_from))
     except StopIteration as end:
         return end.value, asked
 
@@ -182,7 +182,7 @@ def test_a_sampler_goes_on_from_the_x_that_the_driver_used(name: str) -> None:
         sampling = sampler.run(start, steps, NoiseStream(1))
         next(sampling)
         with pytest.raises(StopIteration) as end:
-            sampling.send(Estimate(x=blended, clean=clean, raw=clean))
+            sampling.send(Estimate(blended, clean, clean, lambda raw, x, level: raw))
         return np.asarray(end.value.value)
 
     np.testing.assert_array_equal(one_step(blended), one_step(blended + 1))
