@@ -31,6 +31,14 @@ class Tokens:
         return self.chunks[0].ids
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """A text of a plan: as many chunks as all its other texts have, filled up with empty ones."""
+
+    chunks: tuple[Chunk, ...]
+    empty: Chunk  # the empty text's, from which weights measure
+
+
 class TextTokenizer:
     """A checkpoint's own tokenizer, as its exporter wrote it: the file says how many ids a chunk has, CLIP's 77, which
     of them begin and end it, and what fills it up."""
