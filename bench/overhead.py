@@ -173,7 +173,7 @@ async def measure(repository: Path, steps: int, repeats: int, cache: Path) -> No
             await bench.call(kind)
         calls = [(await bench.call(UNARY), await bench.call(STREAM)) for _ in range(repeats)]
         empty = statistics.median([await bench.empty_call() for _ in range(50)])
-        unet = bench.engine.specs[1].name
+        unet = bench.engine.specs[2].name
         for unary, _ in calls:
             if unary[f"count {unet}"] != steps:
                 raise SystemExit(f"the UNet executed {unary[f'count {unet}']} times in {steps} steps")
@@ -206,7 +206,7 @@ def _print(engine: Engine, calls: list[tuple[Milliseconds, Milliseconds]], steps
     median = statistics.median(call["cost"] for call in stream)
     line("GenerateStream: median of all calls", median)
     line("Generate: median of all calls", statistics.median(call["cost"] for call in unary))
-    execution = statistics.mean(call[f"execution {engine.specs[1].name}"] for call in unary[:quiet])
+    execution = statistics.mean(call[f"execution {engine.specs[2].name}"] for call in unary[:quiet])
     print(f"\n  not in it: {execution / steps:.2f} ms a step that Triton counts as the UNet's execution")
     for name, cost in (("quietest calls", streaming), ("median", median)):
         print(f"  goal, under {GOAL:.0f} ms a step: {'met' if cost / steps < GOAL else 'missed'} ({name})")

@@ -30,14 +30,14 @@ class FromNoise:
     """Nothing was given to begin with."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FromPicture:
     """Image to image."""
 
     pixels: Array  # height width 3, uint8, at the plan's size
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Inpainting:
     """What the model sees, and the whole picture that it belongs to. Without a crop they are the same."""
 

@@ -15,7 +15,7 @@ from server.pictures import Encoding
 from server.samplers.base import Sampler, Step, Trajectory
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Plan:
     """Everything that decides a request's pictures."""
 

@@ -52,7 +52,7 @@ def sdxl_catalog(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     padding = tokenizer["padding"] | {"pad_id": 0, "pad_token": "!"}
     scheduler = Scheduler(1000, 0.00085, 0.012, "scaled_linear", "epsilon", 1, False, "leading")
     for name, refiner in (("sdxl", True), ("ssd", False)):
-        card = SdxlCard(name, "sdxl", name, "nowhere", 4, 8, scheduler, 6, 10, 12, True, refiner)
+        card = SdxlCard(name, "sdxl", name, "nowhere", 4, 8, scheduler, False, False, 6, 10, 12, 4, True, refiner)
         folder.joinpath(f"{name}.json").write_text(json.dumps(asdict(card)))
         for engine, content in (("text_encoder", tokenizer), ("text_encoder_2", tokenizer | {"padding": padding})):
             path = folder / f"{name}_{engine}" / "tokenizer.json"
@@ -71,11 +71,18 @@ def request_message() -> pb.GenerateRequest:
 async def fake_engines(catalog: Catalog) -> FakeEngines:
     """The default engines, loaded, with zeros for an answer."""
     card = catalog["sd15"].card
-    text_encoder, unet, vae_decoder = catalog["sd15"].specs
+    text_encoder, vae_encoder, unet, vae_decoder = catalog["sd15"].specs
 
     def pixels(latents: np.ndarray) -> np.ndarray:
         rows, _, height, width = latents.shape
         return np.zeros((rows, height * card.pixels_per_latent, width * card.pixels_per_latent, 3), np.uint8)
+
+    def posterior(pixels: np.ndarray) -> dict[str, np.ndarray]:
+        rows, height, width, _ = pixels.shape
+        mean = np.zeros(
+            (rows, card.latent_channels, height // card.pixels_per_latent, width // card.pixels_per_latent), np.float32
+        )
+        return {"mean": mean, "std": mean}
 
     fake = FakeEngines(
         catalog["sd15"].specs,
@@ -83,6 +90,7 @@ async def fake_engines(catalog: Catalog) -> FakeEngines:
             text_encoder.name: lambda inputs: {
                 "hidden_states": np.zeros((*inputs["input_ids"].shape, card.text_width), np.float32)
             },
+            vae_encoder.name: lambda inputs: posterior(inputs["pixels"]),
             unet.name: lambda inputs: {"prediction": np.zeros_like(inputs["sample"])},
             vae_decoder.name: lambda inputs: {"pixels": pixels(inputs["latents"])},
         },

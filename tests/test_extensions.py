@@ -28,7 +28,7 @@ TOY_FAMILY = '''
 import numpy as np
 
 from server.engines.port import Port, Spec
-from server.families.base import Family, Size, Stage, Text
+from server.families.base import Family, Posterior, Size, Stage, Text
 from server.families.card import Card
 from server.samplers import SAMPLERS
 
@@ -50,7 +50,12 @@ async def condition(plan, card, run):
     words, net = engines(card)
     (text,) = texts(card)
     ids = np.array(plan.token_ids(text), np.int64)
-    return (Stage(net, await run(words, {"ids": ids}), until=1.0),)
+    return (Stage(net, await run(words, {"ids": ids}), plan.walked),)
+
+
+async def encode(pixels, visible, card, run):
+    mean = np.repeat(pixels.transpose(2, 0, 1)[:1] / np.float32(127.5) - 1, card.latent_channels, axis=0)
+    return Posterior(mean, np.zeros_like(mean))
 
 
 async def decode(latents, card, run):
@@ -65,9 +70,12 @@ FAMILY = Family(
     refuses=lambda card: frozenset({"prompt_2"}),
     samplers=SAMPLERS,
     engines=engines,
-    used=lambda plan, card: engines(card),
+    executions=lambda plan, card: {spec.name: 1 for spec in engines(card)},
+    most_skipped=lambda card: 0,
+    first_step=lambda steps, strength: int(steps * (1 - strength)),
     texts=texts,
     condition=condition,
+    encode=encode,
     decode=decode,
 )
 '''
@@ -81,7 +89,7 @@ def toy_catalog(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatc
     (folder / "toy.py").write_text(TOY_FAMILY)
     monkeypatch.setattr(server.families, "__path__", [*server.families.__path__, str(folder)])
     scheduler = loads((repository / "sd15.json").read_text())["scheduler"]
-    card = Card("toy", "toy", "a toy", "nowhere", 4, 1, Scheduler(**scheduler))
+    card = Card("toy", "toy", "a toy", "nowhere", 4, 1, Scheduler(**scheduler), inpainting=False, safety_checker=False)
     models = tmp_path / "models"
     (models / "toy_words").mkdir(parents=True)
     shutil.copy(repository / "sd15_text_encoder" / "tokenizer.json", models / "toy_words")

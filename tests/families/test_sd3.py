@@ -16,7 +16,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from server.catalog import Catalog, read_catalog
 from server.engines.port import Array, Spec, Tensors
 from server.families.base import Stage
-from server.families.sd3 import FAMILY, T5_TOKENS, Sd3Card, condition, engines
+from server.families.sd3 import FAMILY, T5_TOKENS, Sd3Card, condition, text_encoders
 from server.levels import FlowScheduler
 from server.pipeline import Picture, generate, parameters
 from server.request import InvalidRequest, plan
@@ -30,6 +30,8 @@ CARD = Sd3Card(
     latent_channels=16,
     pixels_per_latent=16,
     scheduler=FlowScheduler(num_train_timesteps=1000, shift=3.0),
+    inpainting=False,
+    safety_checker=False,
     text_width=3,
     text_2_width=4,
     pooled_width=5,
@@ -44,7 +46,7 @@ WORDS = ("<pad>", "a", "red", "blue", "house")
 def catalog_of(card: Sd3Card, folder: Path) -> Catalog:
     """A model repository with the card and tokenizers, without engines."""
     (folder / "sd3.json").write_text(json.dumps(asdict(card)))
-    for spec in engines(card)[:-2]:
+    for spec in text_encoders(card):
         words = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<pad>"))
         words.pre_tokenizer = WhitespaceSplit()
         length = int(spec.inputs[0].shape[1])
@@ -96,7 +98,7 @@ async def test_clip_states_stand_side_by_side_padded_to_the_width_of_t5_which_fo
         np.testing.assert_array_equal(states[row, :77], np.tile(np.float32(clip), (77, 1)))
         np.testing.assert_array_equal(states[row, 77:], np.full((256, 10), 30 + word, np.float32))
         assert pooled[row].tolist() == [10 + word] * 5 + [20 + word] * 6
-    assert stage.until == 1.0
+    assert len(stage.steps) == 30
 
 
 async def test_without_t5_there_are_as_many_zeros_in_its_place(tmp_path: Path) -> None:

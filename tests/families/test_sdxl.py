@@ -12,6 +12,7 @@ import pytest
 from google.protobuf.json_format import ParseDict
 from mediagen.v1 import image_pb2 as pb
 
+from server.beginning import Encoded
 from server.catalog import Catalog
 from server.denoising import denoise
 from server.engines.port import Array, Spec, Tensors
@@ -68,7 +69,7 @@ async def latents_of(made: Plan) -> tuple[Array, list[str]]:
     networks = Networks()
     stages = await stages_of(made, networks)
     networks.asked.clear()
-    return await denoise(made, stages, made.seeds[0], networks.run, lambda: None), networks.names()
+    return await denoise(made, stages, Encoded((), ()), made.seeds[0], networks.run, lambda: None), networks.names()
 
 
 def test_sizes_are_those_of_the_api() -> None:
@@ -79,8 +80,8 @@ def test_sizes_are_those_of_the_api() -> None:
 
 def test_a_card_without_a_refiner_has_no_engine_for_it(sdxl_catalog: Catalog) -> None:
     names = [spec.name for spec in sdxl_catalog["ssd"].specs]
-    assert names == ["ssd_text_encoder", "ssd_text_encoder_2", "ssd_unet", "ssd_vae_decoder"]
-    assert [spec.name for spec in sdxl_catalog["sdxl"].specs][3] == "sdxl_refiner"
+    assert names == [f"ssd_{part}" for part in ("text_encoder", "text_encoder_2", "vae_encoder", "unet", "vae_decoder")]
+    assert [spec.name for spec in sdxl_catalog["sdxl"].specs][4] == "sdxl_refiner"
 
 
 def test_each_encoder_reads_its_prompt_with_its_own_padding(sdxl_catalog: Catalog) -> None:
@@ -126,7 +127,7 @@ def test_the_refiner_takes_over_at_the_documented_share_unless_told(
 
 
 def test_what_this_version_has_on_no_engine_is_refused(sdxl_catalog: Catalog) -> None:
-    fields = {"style_preset": "anime", "loras": {"x": 1.0}, "clip_skip": 2, "checkpoint": "x"}
+    fields = {"loras": {"x": 1.0}, "checkpoint": "x"}
     assert refused(sdxl_catalog, **fields) == fields.keys()
 
 

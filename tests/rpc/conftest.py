@@ -47,5 +47,5 @@ async def served(catalog: Catalog, fake_engines: FakeEngines) -> AsyncIterator[S
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = image_pb2_grpc.ImageServiceStub(channel)
-        yield Served(stub, fake_engines, scheduler, admission, catalog["sd15"].specs[1])
+        yield Served(stub, fake_engines, scheduler, admission, catalog["sd15"].specs[2])
     await server.stop(None)
