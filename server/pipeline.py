@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from server.beginning import Encoded, encode
-from server.canvas import Inpainting, paste
+from server.canvas import FromNoise, Inpainting, paste
 from server.denoising import denoise
 from server.families.base import Run, Stage, together
 from server.plan import Plan
@@ -102,7 +102,8 @@ async def _picture(
 
 
 def parameters(plan: Plan, seed: int) -> str:
-    """What a picture's file says of how it was made, as the JSON of the `GenerateRequest` that makes it again."""
+    """What a picture's file says of how it was made, as the JSON of the `GenerateRequest` that makes it again;
+    pictures that it began with are not in it."""
     fields = {
         "engine": plan.engine.card.name,
         "prompt": plan.prompt,
@@ -117,8 +118,16 @@ def parameters(plan: Plan, seed: int) -> str:
         "seed": seed,
         "image_encoding": f"IMAGE_ENCODING_{plan.encoding.name}",
         "high_noise_frac": plan.high_noise_frac,
+        "clip_skip": plan.clip_skip,
+        "strength": plan.strength,
     }
-    left_out = plan.engine.refuses if plan.negated else plan.engine.refuses | {"negative_prompt", "negative_prompt_2"}
+    left_out = set(plan.engine.refuses)
+    if not plan.negated:
+        left_out |= {"negative_prompt", "negative_prompt_2"}
+    if plan.clip_skip == 0:
+        left_out.add("clip_skip")
+    if isinstance(plan.start, FromNoise):
+        left_out.add("strength")
     return json.dumps({name: value for name, value in fields.items() if name not in left_out}, ensure_ascii=False)
 
 

@@ -17,11 +17,17 @@ ARROWS: Mapping[str, frozenset[str]] = {
     for unit, needs in {
         "server.__main__": "server.app server.engines server.settings",
         "server.settings": "",
-        "server.rpc": "server.pipeline server.plan server.catalog server.admission server.families server.engines",
+        "server.rpc": "server.admission server.canvas server.catalog server.engines server.families server.pipeline "
+        "server.plan server.request",
         "server.admission": "",
-        "server.pipeline": "server.denoising server.plan server.families",
-        "server.denoising": "server.plan server.families server.samplers server.levels server.noise",
-        "server.plan": "server.catalog server.families server.samplers server.pictures server.tokenizer",
+        "server.pipeline": "server.beginning server.canvas server.denoising server.families server.plan",
+        "server.denoising": "server.beginning server.families server.levels server.noise server.plan server.samplers",
+        "server.beginning": "server.canvas server.families server.levels server.noise server.plan",
+        "server.request": "server.canvas server.catalog server.engines server.families server.images server.pictures "
+        "server.plan server.samplers server.tokenizer",
+        "server.plan": "server.canvas server.catalog server.families server.pictures server.samplers",
+        "server.canvas": "server.engines",
+        "server.images": "server.engines",
         "server.catalog": "server.families server.engines server.levels server.tokenizer",
         "server.scheduler": "server.engines",
         "server.samplers": "server.levels server.noise",
