@@ -12,9 +12,10 @@ from typing import Any, cast
 from transformers.utils import logging as transformers_logging
 
 from export import ExportError
-from export.checkpoint import Checkpoint, open_checkpoint
+from export.checkpoint import Checkpoint, open_checkpoint, open_component
 from export.parity import report
 from export.published import PUBLISHED, Place, Published
+from export.recipes import safety
 from export.repository import Recipe, export
 
 NONE = "none"  # for --refiner
@@ -47,6 +48,12 @@ def _parser() -> argparse.ArgumentParser:
         help="SDXL's refiner: a folder, a hub id or none (default: the published one, or none with --checkpoint)",
     )
     parser.add_argument("--refiner-revision", help="branch, tag or commit of the refiner's hub id")
+    parser.add_argument(
+        "--safety-checker",
+        help="a StableDiffusionSafetyChecker to render beside the engines: its folder or hub id, or those of a "
+        "checkpoint that has one (default: none)",
+    )
+    parser.add_argument("--safety-checker-revision", help="branch, tag or commit of the safety checker's hub id")
     return parser
 
 
@@ -63,6 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--refiner: {given.engine} has none")
     if given.refiner_revision is not None and not _is_refined(given, published):
         parser.error(f"--refiner-revision {given.refiner_revision}: this renders no refiner; name one with --refiner")
+    if given.safety_checker_revision is not None and given.safety_checker is None:
+        parser.error("--safety-checker-revision: this renders no safety checker; name one with --safety-checker")
     start = time.monotonic()
 
     def progress(text: str) -> None:
@@ -72,6 +81,9 @@ def main(arguments: list[str] | None = None) -> int:
     cast(Any, transformers_logging).set_verbosity_error()  # a fault is told in a sentence, not in a table
     try:
         checkpoint = _checkpoint(given, published, recipe)
+        if given.safety_checker is not None:
+            checker = open_component(given.safety_checker, given.safety_checker_revision, safety.COMPONENT)
+            checkpoint, recipe = checkpoint.join(safety.COMPONENT, checker), safety.WithSafetyChecker(recipe)
         title = published.title if given.title is None else given.title
         prediction_type = given.prediction_type
         if prediction_type is None and given.checkpoint is None:

@@ -4,7 +4,7 @@ Weights are safetensors only; a pickle is never opened. Knows nothing of familie
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -109,33 +109,66 @@ def open_checkpoint(place: str, revision: str | None, components: Sequence[str])
         if not folder.joinpath("model_index.json").is_file():
             raise ExportError(f"{folder / 'model_index.json'} is missing: not a diffusers checkpoint")
         return Checkpoint(folder, folder.resolve().name)
+    return _fetched(place, revision, lambda names: needed_files(names, components))
+
+
+def open_component(place: str, revision: str | None, component: str) -> Checkpoint:
+    """One component alone, its files at the top: `place` is its folder or hub id, or those of a checkpoint that has it.
+
+    Raises `ExportError` when it is neither or cannot be had.
+    """
+    folder = Path(place)
+    if folder.is_dir():
+        if revision is not None:
+            raise ExportError(f"{revision} is a revision, for hub ids; {place} is a folder")
+        return _component_of(Checkpoint(folder, folder.resolve().name), component)
+
+    def needed(names: Sequence[str]) -> list[str]:
+        inside = component if "model_index.json" in names else ""
+        return ["model_index.json", *_component_files(names, inside)]
+
+    return _component_of(_fetched(place, revision, needed), component)
+
+
+def _component_of(checkpoint: Checkpoint, component: str) -> Checkpoint:
+    whole = checkpoint.path("model_index.json").is_file()
+    return replace(checkpoint, folder=checkpoint.folder / component) if whole else checkpoint
+
+
+def _fetched(place: str, revision: str | None, needed: Callable[[Sequence[str]], list[str]]) -> Checkpoint:
+    """Of a hub repository, by its id, the files that are needed of all its names."""
     if place.count("/") != 1 or place.startswith((".", "/")):
         raise ExportError(f"{place} is neither a folder nor a hub id like owner/name")
     try:
         info = HfApi().model_info(place, revision=revision)
         names = [file.rfilename for file in info.siblings or ()]
-        fetched = snapshot_download(place, revision=info.sha, allow_patterns=needed_files(names, components))
+        fetched = snapshot_download(place, revision=info.sha, allow_patterns=needed(names))
     except Exception as error:  # of the hub's library, or of its HTTP library, which are no OSError
         raise ExportError(f"{place} could not be fetched from the hub: {' '.join(str(error).split())}") from error
     return Checkpoint(Path(fetched), f"{place}@{info.sha}")
 
 
 def needed_files(names: Sequence[str], components: Sequence[str]) -> list[str]:
-    """Of all files in a hub repository, those worth downloading: no pickles, one precision, no safety checker."""
+    """Of all files in a hub repository, those worth downloading: no pickles, one precision, no component besides."""
     needed = [
         name
         for name in names
         if name == "model_index.json" or name.startswith(("scheduler/", "tokenizer/", "tokenizer_"))
     ]
-    for component in components:
-        own = [name.removeprefix(f"{component}/") for name in names if name.startswith(f"{component}/")]
-        chosen = choose_weights(own)
-        needed += [f"{component}/config.json"] if "config.json" in own else []
-        if chosen is not None:
-            needed.append(f"{component}/{chosen}")
-            if chosen.endswith(".json"):
-                needed += [f"{component}/{name}" for name in own if _is_shard(name, ".fp16" in chosen)]
-    return needed
+    return needed + [file for component in components for file in _component_files(names, component)]
+
+
+def _component_files(names: Sequence[str], component: str) -> list[str]:
+    """A component's config and weights; "" is the repository's top."""
+    folder = f"{component}/" if component else ""
+    own = [name.removeprefix(folder) for name in names if name.startswith(folder)]
+    chosen = choose_weights(own)
+    needed = ["config.json"] if "config.json" in own else []
+    if chosen is not None:
+        needed.append(chosen)
+        if chosen.endswith(".json"):
+            needed += [name for name in own if _is_shard(name, ".fp16" in chosen)]
+    return [f"{folder}{name}" for name in needed]
 
 
 def _is_shard(name: str, half: bool) -> bool:

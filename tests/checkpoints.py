@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 MERGES = ("t h", "th e</w>", "s u", "su n</w>", "r e", "re d</w>", "i n", "in g</w>", "' s</w>", "1 2", "Ã ©")
@@ -78,10 +79,11 @@ def vocabulary() -> dict[str, int]:
     return {word: index for index, word in enumerate(words)}
 
 
-def write_sd15(folder: Path) -> None:
-    """Stable Diffusion 1.5's."""
+def write_sd15(folder: Path, in_channels: int = 4) -> None:
+    """Stable Diffusion 1.5's; nine channels are an inpainting UNet's."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
+        in_channels=in_channels,
         block_out_channels=(8, 8, 8, 16),
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D", "DownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "UpBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"),
@@ -91,7 +93,7 @@ def write_sd15(folder: Path) -> None:
         norm_num_groups=4,
     )
     vae = _vae(scaling_factor=0.18215, shift_factor=0.25)
-    text_encoder = CLIPTextModel(_clip(16, 16))
+    text_encoder = CLIPTextModel(_clip(16, 16, layers=3))
     for name, module in (("unet", unet), ("vae", vae), ("text_encoder", text_encoder)):
         module.half().save_pretrained(folder / name)
     _write(folder, "model_index.json", {"_class_name": "StableDiffusionPipeline"})
@@ -104,8 +106,8 @@ def write_sdxl(folder: Path, unet: Mapping[str, Any] = SDXL_UNET) -> None:
     """SDXL's base, or SSD-1B's with its UNet."""
     torch.manual_seed(1)
     modules = {
-        "text_encoder": CLIPTextModel(_clip(16, 16)),
-        "text_encoder_2": CLIPTextModelWithProjection(_clip(24, 24)),
+        "text_encoder": CLIPTextModel(_clip(16, 16, layers=3)),
+        "text_encoder_2": CLIPTextModelWithProjection(_clip(24, 24, layers=4)),
         "unet": UNet2DConditionModel(**unet),
         "vae": _vae(scaling_factor=0.13025, force_upcast=True),
     }
@@ -130,6 +132,25 @@ def write_refiner(folder: Path) -> None:
     _write(folder, "scheduler/scheduler_config.json", SDXL_SCHEDULER)
 
 
+def write_safety_checker(folder: Path) -> None:
+    """The safety checker's, alone: a tower of two layers. It removes nothing until its concepts are given."""
+    torch.manual_seed(3)
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 224,
+        "patch_size": 32,
+        "initializer_factor": 8.0,  # so that pictures are told apart
+    }
+    checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=24))
+    for name, tensor in checker.state_dict().items():
+        if name in ("concept_embeds", "special_care_embeds"):
+            tensor.normal_()
+    checker.half().save_pretrained(folder)
+
+
 def write_tokenizer(folder: Path, pad: str) -> None:
     """CLIP's files."""
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": pad, "model_max_length": 77}
@@ -144,13 +165,13 @@ def change_json(path: Path, **fields: object) -> None:
     path.write_text(json.dumps({key: value for key, value in content.items() if value != "absent"}))
 
 
-def _clip(width: int, projection: int) -> CLIPTextConfig:
+def _clip(width: int, projection: int, layers: int) -> CLIPTextConfig:
     words = vocabulary()
     return CLIPTextConfig(
         vocab_size=len(words),
         hidden_size=width,
         intermediate_size=2 * width,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         projection_dim=projection,
         bos_token_id=words[START],
