@@ -9,6 +9,7 @@ from transformers import CLIPTokenizer
 
 from export.wrappers import VaeEncoder
 from server.engines.port import Array, DType, Port, Spec
+from server.families.parts import MAX_ROWS
 
 Lengths = dict[str, int]  # of the free axes, by name
 Draw = Callable[[np.random.RandomState, tuple[int, ...]], Array]  # an example tensor of a shape
@@ -69,7 +70,7 @@ def vae_encoder_recipe(spec: Spec, multiple: int, most: int) -> EngineRecipe:
         spec=spec,
         component="vae",
         wrap=VaeEncoder,
-        axes={"rows": Axis(multiple=1, most=2), "picture_height": side, "picture_width": side},
+        axes={"rows": Axis(multiple=1, most=MAX_ROWS), "picture_height": side, "picture_width": side},
         traced=lengths(2, 3, 4),  # it takes one picture a call, but is traced with two so that the axis stays free
         checked=lengths(1, 5, 2),
         golden=lengths(1, 2, 1),
@@ -93,6 +94,11 @@ def normal(random: np.random.RandomState, shape: tuple[int, ...]) -> Array:
 def uniform(end: int, dtype: DType) -> Draw:
     """From 0 up to, without, `end`."""
     return lambda random, shape: (random.random_sample(shape) * end).astype(dtype)
+
+
+def spread(end: int) -> Draw:
+    """Row by row from 0 to, without, `end`: the first and the last among them, in even steps."""
+    return lambda random, shape: np.linspace(0, end - 1, shape[0]).astype(np.int64)
 
 
 def _shape(port: Port, lengths: Lengths) -> tuple[int, ...]:

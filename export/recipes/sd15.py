@@ -12,7 +12,7 @@ from transformers import CLIPTextModel
 
 from export import ExportError
 from export.checkpoint import Checkpoint
-from export.recipes import Axis, EngineRecipe, clip_tokenizer, normal, uniform, vae_encoder_recipe
+from export.recipes import Axis, EngineRecipe, clip_tokenizer, normal, spread, uniform, vae_encoder_recipe
 from export.scheduler import trained_scheduler
 from export.wrappers import VaeDecoder, skipping
 from server.families import sd15
@@ -73,7 +73,7 @@ def recipes(checkpoint: Checkpoint, card: Sd15Card) -> tuple[EngineRecipe, ...]:
             traced=_TRACED,
             checked=_CHECKED,
             golden=_GOLDEN,
-            draws={"input_ids": uniform(vocabulary, "int64"), "skip": uniform(card.text_layers, "int64")},
+            draws={"input_ids": uniform(vocabulary, "int64"), "skip": spread(card.text_layers)},
             tokenizer=clip_tokenizer("tokenizer"),
         ),
         vae_encoder_recipe(

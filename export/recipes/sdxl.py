@@ -14,7 +14,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from export import ExportError
 from export.checkpoint import Checkpoint
-from export.recipes import Axis, EngineRecipe, Lengths, clip_tokenizer, normal, uniform, vae_encoder_recipe
+from export.recipes import Axis, EngineRecipe, Lengths, clip_tokenizer, normal, spread, uniform, vae_encoder_recipe
 from export.scheduler import trained_scheduler
 from export.wrappers import PenultimateStates, PenultimateStatesAndPooled, VaeDecoder
 from server.families import sdxl
@@ -70,7 +70,7 @@ def recipes(checkpoint: Checkpoint, card: SdxlCard) -> tuple[EngineRecipe, ...]:
             golden={"rows": 2},
             draws={
                 "input_ids": uniform(int(checkpoint.config(name)["vocab_size"]), "int64"),
-                "skip": uniform(card.text_layers, "int64"),
+                "skip": spread(card.text_layers),
             },
             tokenizer=clip_tokenizer(tokenizer),
         )

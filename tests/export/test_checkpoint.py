@@ -81,7 +81,6 @@ def test_the_card_says_what_the_checkpoint_says(checkpoint: Checkpoint) -> None:
         family="sd15",
         title="a tiny one",
         source="tiny",
-        text_width=16,
         latent_channels=4,
         pixels_per_latent=8,
         scheduler=Scheduler(
@@ -93,6 +92,10 @@ def test_the_card_says_what_the_checkpoint_says(checkpoint: Checkpoint) -> None:
             steps_offset=1,
             set_alpha_to_one=False,
         ),
+        inpainting=False,
+        safety_checker=False,
+        text_width=16,
+        text_layers=3,
     )
 
 
@@ -113,7 +116,8 @@ def test_what_the_unet_predicts_is_not_guessed(changed: Callable[..., Checkpoint
         (SCHEDULER, {"beta_schedule": "squaredcos_cap_v2"}, "beta_schedule 'squaredcos_cap_v2'"),
         (SCHEDULER, {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
         (SCHEDULER, {"beta_end": "absent"}, "lacks 'beta_end'"),
-        ("unet/config.json", {"in_channels": 9}, "unet in_channels is 9, must be 4"),
+        ("unet/config.json", {"in_channels": 8}, r"unet in_channels \(9 where it inpaints\) is 8, must be 4"),
+        ("text_encoder/config.json", {"num_hidden_layers": "absent"}, "lacks 'num_hidden_layers'"),
         ("unet/config.json", {"addition_embed_type": "text_time"}, "addition_embed_type"),
         ("unet/config.json", {"cross_attention_dim": 768}, "cross_attention_dim is 768, must be 16"),
         ("unet/config.json", {"cross_attention_dim": "absent"}, "lacks 'cross_attention_dim'"),

@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers.image_processor import VaeImageProcessor
 from safetensors.torch import load_file
+from transformers import CLIPTextModel
 
 from export import parity
 from export.checkpoint import Checkpoint
@@ -19,12 +20,12 @@ from export.weights import load_component, stored_tensors
 from server.engines.openvino_runtime import OpenVINOEngine
 from server.engines.port import Array
 
-ENGINES = ("tiny_text_encoder", "tiny_unet", "tiny_vae_decoder")
+ENGINES = ("tiny_text_encoder", "tiny_vae_encoder", "tiny_unet", "tiny_vae_decoder")
 # None of these lengths was traced; rows of 1 and a token axis of three chunks are what tracing most easily gets wrong.
 SIZES = (
-    {"rows": 1, "height": 8, "width": 16, "tokens": 77},
-    {"rows": 1, "height": 16, "width": 40, "tokens": 231},
-    {"rows": 5, "height": 8, "width": 16, "tokens": 154},
+    {"rows": 1, "height": 8, "width": 16, "tokens": 77, "picture_height": 64, "picture_width": 128},
+    {"rows": 1, "height": 16, "width": 40, "tokens": 231, "picture_height": 128, "picture_width": 320},
+    {"rows": 5, "height": 8, "width": 16, "tokens": 154, "picture_height": 64, "picture_width": 128},
 )
 
 
@@ -70,8 +71,8 @@ def test_every_weight_is_an_initializer_of_its_own_name_that_points_at_its_half_
         assert place["location"] == "weights.safetensors"
         assert (int(place["offset"]), int(place["length"])) == (stored[name].offset, stored[name].length)
         assert (tensor.data_type, tuple(tensor.dims)) == (onnx.TensorProto.FLOAT16, tuple(state[name].shape))
-    encoder_side = ("encoder.", "quant_conv.") if engine == "tiny_vae_decoder" else ()
-    unused = {name for name in state if encoder_side and name.startswith(encoder_side)}
+    halves = {"tiny_vae_decoder": ("encoder.", "quant_conv."), "tiny_vae_encoder": ("decoder.", "post_quant_conv.")}
+    unused = {name for name in state if name.startswith(halves.get(engine, "none"))}
     assert external.keys() == state.keys() - unused
     assert max(tensor.ByteSize() for tensor in graph.initializer) < 8000, "a weight was folded into the graph"
 
@@ -126,9 +127,28 @@ def test_a_later_token_does_not_change_the_states_of_earlier_ones(rendered: Path
     ids = np.arange(77, dtype=np.int64)[None]
     other = ids.copy()
     other[0, 40] = 300
-    one, two = (engine.run({"input_ids": tokens})["hidden_states"] for tokens in (ids, other))
+    one, two = (
+        engine.run({"input_ids": tokens, "skip": np.zeros(1, np.int64)})["hidden_states"] for tokens in (ids, other)
+    )
     np.testing.assert_array_equal(one[:, :40], two[:, :40])
     assert np.abs(one[:, 40:] - two[:, 40:]).max() > 0.01
+
+
+def test_each_row_leaves_out_its_own_number_of_layers_and_is_normed_as_diffusers_norms_it(
+    checkpoint_folder: Path, rendered: Path
+) -> None:
+    ids = np.random.RandomState(6).randint(0, 400, (4, 77))
+    skip = np.array([2, 0, 1, 0], np.int64)
+    engine = OpenVINOEngine(model_of("tiny_text_encoder", rendered), ["hidden_states"], "float32")
+    found = engine.run({"input_ids": ids, "skip": skip})["hidden_states"]
+    encoder = CLIPTextModel.from_pretrained(checkpoint_folder / "text_encoder", torch_dtype=torch.float32)
+    with torch.no_grad():
+        result = encoder(torch.from_numpy(ids), output_hidden_states=True)
+        for row, left_out in enumerate(skip):  # as StableDiffusionPipeline does for its clip_skip
+            expected = encoder.final_layer_norm(result.hidden_states[-(left_out + 1)])[row].numpy()
+            np.testing.assert_allclose(found[row], expected, atol=1e-5)
+    np.testing.assert_allclose(found[1], result.last_hidden_state[1].numpy(), atol=1e-5)
+    assert np.abs(found[0] - result.last_hidden_state[0].numpy()).max() > 0.01
 
 
 def test_the_decoder_gives_the_picture_that_diffusers_gives(checkpoint_folder: Path, rendered: Path) -> None:

@@ -23,6 +23,7 @@ from server.engines.local import LocalEngines
 from server.engines.port import Spec
 from server.families.sd15 import engines
 
+ENGINES = ("text_encoder", "vae_encoder", "unet", "vae_decoder")
 ROOT = Path(__file__).resolve().parents[2]
 TYPES = {
     "float32": model_config_pb2.TYPE_FP32,
@@ -38,14 +39,14 @@ def specs(checkpoint: Checkpoint) -> tuple[Spec, ...]:
 def test_a_rendered_repository_holds_everything_that_its_readme_says(rendered: Path) -> None:
     found = {str(path.relative_to(rendered)) for path in rendered.rglob("*") if path.is_file()}
     files = ("config.pbtxt", "1/model.onnx", "1/weights.safetensors", "1/golden.safetensors")
-    expected = {f"tiny_{engine}/{name}" for engine in ("text_encoder", "unet", "vae_decoder") for name in files}
+    expected = {f"tiny_{engine}/{name}" for engine in ENGINES for name in files}
     assert found == expected | {"tiny.json", "tiny.parity.md", "tiny_text_encoder/tokenizer.json"}
 
 
 def test_the_gateway_reads_the_card_and_the_tokenizer(rendered: Path, checkpoint: Checkpoint) -> None:
     catalog = read_catalog(rendered)
     assert catalog["tiny"].card == sd15.card(checkpoint, "tiny", "a tiny one", None)
-    assert len(catalog["tiny"].tokenizers["tiny_text_encoder"].tokens("the red sun").ids) == 77
+    assert len(catalog["tiny"].tokenizers["tiny_text_encoder"].empty.ids) == 77
 
 
 async def test_every_engine_gives_its_golden_tensors(rendered: Path, checkpoint: Checkpoint) -> None:
@@ -93,8 +94,8 @@ def test_parameters_and_backend_come_from_the_caller(checkpoint: Checkpoint) -> 
 
 def test_the_report_names_every_engine_and_its_verdict(rendered: Path) -> None:
     report = (rendered / "tiny.parity.md").read_text()
-    for engine in ("tiny_text_encoder", "tiny_unet", "tiny_vae_decoder"):
-        (line,) = [line for line in report.splitlines() if line.startswith(f"| {engine} ")]
+    for engine in ENGINES:
+        (line,) = [line for line in report.splitlines() if line.startswith(f"| tiny_{engine} ")]
         assert line.endswith("| equal |")
 
 

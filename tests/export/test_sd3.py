@@ -20,6 +20,7 @@ from export.tokenizer import write_tokenizer
 from export.weights import stored_tensors, write_weights
 from server.families.sd3 import engines
 from server.levels import FlowScheduler
+from server.prompts.weights import parse
 from server.tokenizer import TextTokenizer
 
 Change = Callable[..., Checkpoint]
@@ -73,11 +74,11 @@ def test_every_engine_of_the_card_has_its_recipe_and_every_text_engine_its_token
     recipes = sd3.recipes(opened(folder), card)
     assert [recipe.spec for recipe in recipes] == list(engines(card))
     tokenizers = [None if recipe.tokenizer is None else recipe.tokenizer.folder for recipe in recipes]
-    assert tokenizers == ["tokenizer", "tokenizer_2", "tokenizer_3", None, None]
+    assert tokenizers == ["tokenizer", "tokenizer_2", "tokenizer_3", None, None, None]
 
 
 @pytest.mark.parametrize("entry", [None, [None, None], "absent"])
-def test_a_checkpoint_without_t5_gives_four_engines(changed: Change, entry: object) -> None:
+def test_a_checkpoint_without_t5_gives_five_engines(changed: Change, entry: object) -> None:
     checkpoint = changed("model_index.json", text_encoder_3=entry)
     shutil.rmtree(checkpoint.path("text_encoder_3"))
     card = sd3.card(checkpoint, "sd3", "a tiny one", None)
@@ -85,6 +86,7 @@ def test_a_checkpoint_without_t5_gives_four_engines(changed: Change, entry: obje
     assert [recipe.component for recipe in sd3.recipes(checkpoint, card)] == [
         "text_encoder",
         "text_encoder_2",
+        "vae",
         "transformer",
         "vae",
     ]
@@ -167,9 +169,10 @@ def test_t5s_tokenizer_gives_the_ids_that_the_checkpoints_own_gives_to_diffusers
     original = T5Tokenizer.from_pretrained(checkpoint.path("tokenizer_3"))
     for text in TEXTS:
         expected = original(text, padding="max_length", max_length=256, truncation=True, add_special_tokens=True)
-        assert found.tokens(text).ids == tuple(expected.input_ids), repr(text)
-    assert found.tokens("sea " * 300).cut == ("sea " * 45).strip()  # 255 words and the end token are read
-    assert found.tokens("a red house").cut == ""
+        (chunk,) = found.chunks(parse(text), 1).chunks
+        assert chunk.ids == tuple(expected.input_ids), repr(text)
+    assert found.chunks(parse("sea " * 300), 1).cut == ("sea " * 45).strip()  # 255 words and the end token are read
+    assert found.chunks(parse("a red house"), 1).cut == ""
 
 
 @pytest.mark.thorough
@@ -177,7 +180,7 @@ def test_t5s_tokenizer_gives_the_ids_that_the_checkpoints_own_gives_to_diffusers
 def test_a_transformer_of_version_3_5_is_traced_too(folder: Path, tmp_path: Path, dual: tuple[int, ...]) -> None:
     """Normed queries and keys (large), and blocks with a second attention (medium)."""
     checkpoint = opened(folder)
-    transformer = sd3.recipes(checkpoint, sd3.card(checkpoint, "sd3", "", None))[3]
+    transformer = sd3.recipes(checkpoint, sd3.card(checkpoint, "sd3", "", None))[4]
     config = {**checkpoint.config("transformer"), "qk_norm": "rms_norm", "dual_attention_layers": dual}
     torch.manual_seed(0)
     component = SD3Transformer2DModel.from_config(config).half().float().eval().requires_grad_(False)

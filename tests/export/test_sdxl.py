@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from checkpoints import SSD_UNET, change_json, vocabulary, write_sdxl
+from checkpoints import SDXL_UNET, SSD_UNET, change_json, vocabulary, write_sdxl
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
@@ -20,6 +20,7 @@ from export.weights import load_component, stored_tensors, write_weights
 from server.engines import openvino_runtime
 from server.families.sdxl import SdxlCard
 from server.levels import Scheduler
+from server.prompts.weights import parse
 from server.tokenizer import TextTokenizer
 
 
@@ -80,9 +81,12 @@ def test_the_card_says_what_base_and_refiner_say(both: Checkpoint) -> None:
             set_alpha_to_one=False,
             timestep_spacing="leading",
         ),
+        inpainting=False,
+        safety_checker=False,
         text_width=16,
         text_2_width=24,
         pooled_width=24,
+        text_layers=3,  # of the first; the second has 4
         zeros_for_no_negative=True,
         refiner=True,
     )
@@ -93,6 +97,7 @@ def test_a_base_alone_has_no_refiner(base: Checkpoint) -> None:
     assert [recipe.component for recipe in sdxl.recipes(base, card_of(base))] == [
         "text_encoder",
         "text_encoder_2",
+        "vae",
         "unet",
         "vae",
     ]
@@ -105,6 +110,9 @@ def test_whether_no_negative_prompt_means_zeros_is_the_checkpoints_word(copies: 
 
 def test_latent_sides_are_multiples_of_what_each_unet_halves(both: Checkpoint) -> None:
     """The base has three levels, the refiner four."""
+    encoder = recipe_of("vae_encoder", both)
+    assert {axis.multiple for name, axis in encoder.axes.items() if name != "rows"} == {4 * 8}  # pixels
+    assert {axis.most for name, axis in encoder.axes.items() if name != "rows"} == {1536}
     for engine, multiple in (("unet", 4), ("refiner", 8), ("vae_decoder", 4)):
         recipe = recipe_of(engine, both)
         assert {recipe.axes[side].multiple for side in ("height", "width")} == {multiple}
@@ -149,7 +157,9 @@ def test_a_base_in_the_refiners_place_is_told(base: Checkpoint) -> None:
     [
         ("unet/config.json", {"addition_embed_type": None}, "addition_embed_type is None, must be 'text_time'"),
         ("unet/config.json", {"addition_embed_type": "image"}, "addition_embed_type is 'image'"),
-        ("unet/config.json", {"in_channels": 9}, "unet in_channels is 9, must be 4"),
+        ("unet/config.json", {"in_channels": 8}, r"unet in_channels \(9 where it inpaints\) is 8, must be 4"),
+        ("refiner/unet/config.json", {"in_channels": 9}, "unet in_channels is 9, must be 4"),
+        ("text_encoder_2/config.json", {"num_hidden_layers": "absent"}, "lacks 'num_hidden_layers'"),
         ("unet/config.json", {"cross_attention_dim": 16}, "cross_attention_dim is 16, must be 40"),
         ("unet/config.json", {"projection_class_embeddings_input_dim": 80}, "conditioned on is 7.0, must be 6"),
         ("unet/config.json", {"projection_class_embeddings_input_dim": "absent"}, "lacks 'projection_class_emb"),
@@ -171,23 +181,27 @@ def test_a_checkpoint_of_another_shape_is_refused_with_the_field(
 
 
 def test_the_text_engines_give_what_diffusers_reads_of_their_encoders(base: Checkpoint, tmp_path: Path) -> None:
-    """The state before the last layer, without the final norm; and the second one's projected end token."""
+    """The state before the last layer or those left out, without the final norm; the second one's projected end token,
+    after all layers whatever is left out."""
     words = vocabulary()
-    ids = np.full((2, 77), words["<|endoftext|>"], np.int64)
+    ids = np.full((3, 77), words["<|endoftext|>"], np.int64)
     ids[:, :4] = (words["<|startoftext|>"], words["the</w>"], words["red</w>"], words["sun</w>"])
     ids[1, 3] = words["ing</w>"]
+    skip = np.array([0, 2, 1], np.int64)
     for name, kind in (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection)):
         folder = tmp_path / name
         folder.mkdir()
         recipe = recipe_of(name, base)
         _, model = rendered(recipe, base, folder)
         outputs = [port.name for port in recipe.spec.outputs]
-        found = openvino_runtime.OpenVINOEngine(model, outputs, "float32").run({"input_ids": ids})
+        found = openvino_runtime.OpenVINOEngine(model, outputs, "float32").run({"input_ids": ids, "skip": skip})
         with torch.no_grad():
             encoder = kind.from_pretrained(base.path(name), torch_dtype=torch.float32)
             expected = encoder(torch.from_numpy(ids), output_hidden_states=True)
-        np.testing.assert_allclose(found["hidden_states"], expected.hidden_states[-2].numpy(), atol=1e-5)
-        assert np.abs(found["hidden_states"] - expected.last_hidden_state.numpy()).max() > 0.01
+        for row, left_out in enumerate(skip):  # as StableDiffusionXLPipeline does for its clip_skip
+            states = expected.hidden_states[-(left_out + 2)][row].numpy()
+            np.testing.assert_allclose(found["hidden_states"][row], states, atol=1e-5)
+            assert np.abs(found["hidden_states"][row] - expected.last_hidden_state[row].numpy()).max() > 0.01
         if name == "text_encoder_2":
             np.testing.assert_allclose(found["pooled"], expected.text_embeds.numpy(), atol=1e-5)
 
@@ -217,9 +231,9 @@ def test_each_text_engine_has_its_own_tokenizer_with_its_own_padding(base: Check
         recipe = recipe_of(name, base)
         assert recipe.tokenizer is not None
         write_tokenizer(recipe.tokenizer, base, name, 77, tmp_path / f"{name}.json")
-        ids = TextTokenizer(tmp_path / f"{name}.json").tokens("the sun").ids
+        (chunk,) = TextTokenizer(tmp_path / f"{name}.json").chunks(parse("the sun"), 1).chunks
         start, end = words["<|startoftext|>"], words["<|endoftext|>"]
-        assert ids == (start, words["the</w>"], words["sun</w>"], end, *[pad] * 73)
+        assert chunk.ids == (start, words["the</w>"], words["sun</w>"], end, *[pad] * 73)
 
 
 def test_a_unet_of_ssds_blocks_is_exported_by_the_same_recipe(tmp_path: Path) -> None:
@@ -234,31 +248,60 @@ def test_a_unet_of_ssds_blocks_is_exported_by_the_same_recipe(tmp_path: Path) ->
     assert row.passed, row
 
 
+@pytest.mark.parametrize("with_refiner", [False, True])
+def test_an_inpainting_unet_is_told_by_its_channels_and_its_refiner_has_none(
+    tmp_path: Path, refiner_folder: Path, *, with_refiner: bool
+) -> None:
+    write_sdxl(tmp_path / "base", {**SDXL_UNET, "in_channels": 9})
+    change_json(tmp_path / "base/model_index.json", _class_name="StableDiffusionXLInpaintPipeline")
+    checkpoint = open_checkpoint(str(tmp_path / "base"), None, ())
+    if with_refiner:
+        checkpoint = checkpoint.join("refiner", open_checkpoint(str(refiner_folder), None, ()))
+    assert card_of(checkpoint).inpainting
+    unet = recipe_of("unet", checkpoint)
+    assert (unet.spec.inputs[0].shape[1], unet.spec.outputs[0].shape[1]) == (9, 4)
+    if with_refiner:
+        assert recipe_of("refiner", checkpoint).spec.inputs[0].shape[1] == 4
+        return
+    module, model = rendered(unet, checkpoint, tmp_path)
+    inputs = examples(unet, {"rows": 1, "height": 8, "width": 20, "tokens": 77}, seed=3)
+    expected = parity.reference(unet, module, inputs)
+    assert parity.compare(unet, model, inputs, expected).passed
+    for channel in (4, 8):  # the mask, and the last of the masked picture
+        sample = inputs["sample"].copy()
+        sample[:, channel] += 1
+        assert not parity.compare(unet, model, inputs | {"sample": sample}, expected).passed
+
+
 def _loud(folder: Path) -> None:
     """Weights that half precision holds and activations that it does not: as SDXL's published autoencoder."""
     file = folder / "vae/diffusion_pytorch_model.safetensors"
     tensors = load_file(file)
     for name in tensors:
-        if name.startswith("decoder.mid_block.resnets.0.conv2.w"):
+        if name.endswith("coder.mid_block.resnets.0.conv2.weight"):
             tensors[name] = (tensors[name].float() * 2e5).half()  # up to 25,000
     save_file(tensors, file)
 
 
-def test_a_decoder_whose_activations_leave_half_precision_gives_the_right_picture(
+def test_an_autoencoder_whose_activations_leave_half_precision_computes_rightly(
     copies: Checkpoint, tmp_path: Path
 ) -> None:
+    """Nor does its encoder, whose activations leave it as well."""
     _loud(copies.folder)
     latents = torch.from_numpy(100 * np.random.RandomState(4).standard_normal((1, 4, 16, 8)).astype(np.float32))
     half = AutoencoderKL.from_pretrained(copies.path("vae"), torch_dtype=torch.float16)
     with torch.no_grad():
         assert not bool(torch.isfinite(half.decode(latents.half()).sample).all()), "it does not leave half precision"
-    recipe = recipe_of("vae_decoder", copies)
-    module, model = rendered(recipe, copies, tmp_path)
-    inputs = {"latents": latents.numpy()}
-    row = parity.compare(recipe, model, inputs, parity.reference(recipe, module, inputs))
-    assert row.passed, row
-    # Half precision is a way to store weights: nothing is computed in it, whatever the engine's config says.
-    for node in onnx.load(model, load_external_data=False).graph.node:
-        casts = [attribute.i for attribute in node.attribute if node.op_type == "Cast" and attribute.name == "to"]
-        assert onnx.TensorProto.FLOAT16 not in casts
+        picture = torch.from_numpy(np.random.RandomState(5).uniform(-1, 1, (1, 3, 64, 32))).half()
+        assert not bool(torch.isfinite(half.encode(picture).latent_dist.mean).all()), "it does not leave half precision"
+    for name in ("vae_decoder", "vae_encoder"):
+        recipe = recipe_of(name, copies)
+        module, model = rendered(recipe, copies, tmp_path)
+        inputs = {"latents": latents.numpy()} if name == "vae_decoder" else examples(recipe, recipe.checked, seed=3)
+        row = parity.compare(recipe, model, inputs, parity.reference(recipe, module, inputs))
+        assert row.passed, row
+        # Half precision is a way to store weights: nothing is computed in it, whatever the engine's config says.
+        for node in onnx.load(model, load_external_data=False).graph.node:
+            casts = [attribute.i for attribute in node.attribute if node.op_type == "Cast" and attribute.name == "to"]
+            assert onnx.TensorProto.FLOAT16 not in casts
     assert set(openvino_runtime.PRECISIONS) == {"float32", "bfloat16"}
