@@ -13,6 +13,9 @@ from server.catalog import Engine
 from server.families.base import Size, Text
 from server.pictures import Encoding
 from server.samplers.base import Sampler, Step, Trajectory
+from server.tokenizer import Prompt
+
+UNGUIDED = 1.0  # guidance scales up to here take no negative half
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,9 @@ class Plan:
     negated: bool  # whether the request has a negative prompt, be it empty: SDXL tells none from an empty one
     negative_prompt: str
     negative_prompt_2: str  # a copy of `negative_prompt` where the request has none
-    prompt_ids: Mapping[Text, tuple[int, ...]]  # of each text that the engine reads
-    negative_prompt_ids: Mapping[Text, tuple[int, ...]]
+    style_preset: str  # name of the style whose words those texts have; empty: none
+    prompts: Mapping[Text, Prompt]  # of each text that the engine reads; all have as many chunks
+    negative_prompts: Mapping[Text, Prompt]
     clip_skip: int  # layers of the text encoders that are left out for the prompt; 0: none
     guidance_scale: float
     size: Size
@@ -42,7 +46,7 @@ class Plan:
     @property
     def guided(self) -> bool:
         """Whether the negative half takes part: at 1 it cancels out, below diffusers leaves it out as well."""
-        return self.guidance_scale > 1
+        return self.guidance_scale > UNGUIDED
 
     @property
     def needs_picture(self) -> bool:
@@ -101,7 +105,7 @@ class Plan:
         """Of the denoising networks together, for one picture."""
         return self.sampler.evaluations(self.base_steps) + self.sampler.evaluations(self.refiner_steps)
 
-    def token_ids(self, text: Text) -> tuple[tuple[int, ...], ...]:
-        """The rows of a text: (negative, positive) where guidance is on, else (positive,)."""
-        positive = self.prompt_ids[text]
-        return (self.negative_prompt_ids[text], positive) if self.guided else (positive,)
+    def rows(self, text: Text) -> tuple[Prompt, ...]:
+        """Of a text: (negative, positive) where guidance is on, else (positive,)."""
+        positive = self.prompts[text]
+        return (self.negative_prompts[text], positive) if self.guided else (positive,)

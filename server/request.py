@@ -18,12 +18,14 @@ from server.engines.port import Array
 from server.families.base import Size
 from server.images import BadImage, decode, decode_mask
 from server.pictures import JPEG, PNG
-from server.plan import Plan
+from server.plan import UNGUIDED, Plan
+from server.prompts.styles import STYLES, nearest
 from server.samplers import SAMPLERS
 from server.samplers.base import Sampler
-from server.tokenizer import Tokens
+from server.wording import Wording, read_texts
 
 MAX_PROMPT = 10_000  # characters
+MAX_NAME = 100  # characters of a name that is repeated to the caller
 MAX_IMAGES = 16
 SEEDS = 2**32
 
@@ -98,6 +100,7 @@ def plan(request: pb.GenerateRequest, catalog: Catalog) -> Plan:
     violations += _unserved(request, engine)
     violations += _unmet(request, engine)
     violations += _texts(request)
+    violations += _style(request, engine)
     size, wrong = _size(request, engine)
     violations += wrong
     start, wrong = _start(request, size, engine)
@@ -111,29 +114,22 @@ def plan(request: pb.GenerateRequest, catalog: Catalog) -> Plan:
         violations.append(Violation("image_encoding", f"{request.image_encoding} is none of JPEG and PNG"))
     if violations or engine is None:
         raise InvalidRequest(tuple(violations))
-    fields = {  # whose text stands for each
-        "prompt": "prompt",
-        "prompt_2": "prompt_2" if request.prompt_2 else "prompt",
-        "negative_prompt": "negative_prompt",
-        "negative_prompt_2": "negative_prompt_2" if request.negative_prompt_2 else "negative_prompt",
-    }
-    texts = engine.family.texts(engine.card)
-    readings = dict.fromkeys(
-        (text.engine, fields[field]) for text in texts for field in (text.field, f"negative_{text.field}")
-    )
-    tokens = {(name, field): engine.tokenizers[name].tokens(getattr(request, field)) for name, field in readings}
+    wording, guidance_scale = _wording(request), _given(request, "cfg_scale")
+    read_as = wording if guidance_scale > UNGUIDED else wording.positive()
+    reading = read_texts(read_as, engine.family.texts(engine.card), engine.tokenizers)
     refined = "use_refiner" not in engine.refuses and (request.use_refiner or not request.HasField("use_refiner"))
     return Plan(
         engine=engine,
-        prompt=request.prompt,
-        prompt_2=getattr(request, fields["prompt_2"]),
-        negated=request.HasField("negative_prompt") or bool(request.negative_prompt_2),
-        negative_prompt=request.negative_prompt,
-        negative_prompt_2=getattr(request, fields["negative_prompt_2"]),
-        prompt_ids={text: tokens[text.engine, fields[text.field]].ids for text in texts},
-        negative_prompt_ids={text: tokens[text.engine, fields[f"negative_{text.field}"]].ids for text in texts},
+        prompt=wording.prompt,
+        prompt_2=wording.prompt_2,
+        negated=request.HasField("negative_prompt") or bool(request.negative_prompt_2 or request.style_preset),
+        negative_prompt=wording.negative_prompt,
+        negative_prompt_2=wording.negative_prompt_2,
+        style_preset=request.style_preset,
+        prompts=reading.prompts,
+        negative_prompts=reading.negative_prompts,
         clip_skip=request.clip_skip,
-        guidance_scale=_given(request, "cfg_scale"),
+        guidance_scale=guidance_scale,
         size=size,
         seeds=seeds,
         start=start,
@@ -142,19 +138,7 @@ def plan(request: pb.GenerateRequest, catalog: Catalog) -> Plan:
         steps=int(_given(request, "steps")),
         high_noise_frac=_given(request, "high_noise_frac") if refined else 1.0,
         encoding=_ENCODINGS[request.image_encoding],
-        notices=_cuts(tokens),
-    )
-
-
-def _cuts(tokens: Mapping[tuple[str, str], Tokens]) -> tuple[str, ...]:
-    """What text engines leave out of a request's fields, in sentences; the tokens are by engine and field."""
-    readers: dict[tuple[str, str, int], list[str]] = {}
-    for (engine, field), found in tokens.items():
-        if found.cut:
-            readers.setdefault((field, found.cut, len(found.ids)), []).append(engine)
-    return tuple(
-        f"{field} is longer than {' and '.join(engines)} can read ({count} tokens); not used was: {cut!r}"
-        for (field, cut, count), engines in readers.items()
+        notices=reading.notices,
     )
 
 
@@ -200,6 +184,25 @@ def _texts(request: pb.GenerateRequest) -> Iterator[Violation]:
         length = len(getattr(request, field))
         if length > MAX_PROMPT:
             yield Violation(field, f"{length:,} characters; at most {MAX_PROMPT:,} are allowed")
+
+
+def _style(request: pb.GenerateRequest, engine: Engine | None) -> Iterator[Violation]:
+    name = request.style_preset
+    if not name or name in STYLES or (engine is not None and "style_preset" in engine.refuses):
+        return
+    likest = nearest(name)
+    meant = f"the nearest are {', '.join(likest)}; " if likest else ""
+    yield Violation("style_preset", f"no style {name[:MAX_NAME]!r}; {meant}ListEngines names all {len(STYLES)}")
+
+
+def _wording(request: pb.GenerateRequest) -> Wording:
+    wording = Wording(
+        prompt=request.prompt,
+        prompt_2=request.prompt_2 or request.prompt,
+        negative_prompt=request.negative_prompt,
+        negative_prompt_2=request.negative_prompt_2 or request.negative_prompt,
+    )
+    return wording.styled(STYLES[request.style_preset]) if request.style_preset else wording
 
 
 def _within(least: float, most: float) -> "_Check":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from server.prompts.weights import Span, Weighted
+from server.prompts.weights import Weighted
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,6 @@ class Tokens:
 
     chunks: tuple[Chunk, ...]  # at least one, which is empty where the text is
     cut: str  # the end of the text that does not fit into them, empty where all of it does
-
-    @property
-    def ids(self) -> tuple[int, ...]:
-        """Until the plan has chunks."""
-        return self.chunks[0].ids
 
 
 @dataclass(frozen=True)
@@ -58,10 +53,6 @@ class TextTokenizer:
         self._begin, self._end = _frame(self._tokenizer)
         self._padding: int = padding["pad_id"]
         self.empty = self._chunk((), ())  # the chunk of the empty text
-
-    def tokens(self, text: str) -> Tokens:
-        """Until the plan has chunks."""
-        return self.chunks(Weighted(text, (Span(0, len(text), 1.0),), False), 1)
 
     def chunks(self, weighted: Weighted, most: int) -> Tokens:
         """A text in chunks, `most` of them at most. A chunk ends before a word that does not fit, unless the word fits

@@ -43,13 +43,13 @@ def engines(card):
 
 
 def texts(card):
-    return (Text(f"{card.name}_words", "prompt"),)
+    return (Text(f"{card.name}_words", "prompt", 1),)
 
 
 async def condition(plan, card, run):
     words, net = engines(card)
     (text,) = texts(card)
-    ids = np.array(plan.token_ids(text), np.int64)
+    ids = np.array([prompt.chunks[0].ids for prompt in plan.rows(text)], np.int64)
     return (Stage(net, await run(words, {"ids": ids}), plan.walked),)
 
 

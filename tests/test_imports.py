@@ -18,14 +18,15 @@ ARROWS: Mapping[str, frozenset[str]] = {
         "server.__main__": "server.app server.engines server.settings",
         "server.settings": "",
         "server.rpc": "server.admission server.canvas server.catalog server.engines server.families server.pipeline "
-        "server.plan server.request",
+        "server.plan server.prompts server.request",
         "server.admission": "",
         "server.pipeline": "server.beginning server.canvas server.denoising server.families server.plan",
         "server.denoising": "server.beginning server.families server.levels server.noise server.plan server.samplers",
         "server.beginning": "server.canvas server.families server.levels server.noise server.plan",
         "server.request": "server.canvas server.catalog server.engines server.families server.images server.pictures "
-        "server.plan server.samplers server.tokenizer",
-        "server.plan": "server.canvas server.catalog server.families server.pictures server.samplers",
+        "server.plan server.prompts server.samplers server.wording",
+        "server.wording": "server.families server.prompts server.tokenizer",
+        "server.plan": "server.canvas server.catalog server.families server.pictures server.samplers server.tokenizer",
         "server.canvas": "server.engines",
         "server.images": "server.engines",
         "server.catalog": "server.families server.engines server.levels server.tokenizer",
@@ -34,7 +35,8 @@ ARROWS: Mapping[str, frozenset[str]] = {
         "server.levels": "",
         "server.families": "server.engines server.levels server.samplers",
         "server.pictures": "server.engines",
-        "server.tokenizer": "",
+        "server.tokenizer": "server.prompts",
+        "server.prompts": "",
         "server.noise": "",
         "server.engines": "",
     }.items()

@@ -11,6 +11,7 @@ from server.catalog import Catalog
 from server.families.base import Size
 from server.families.sd15 import FAMILY
 from server.plan import Plan
+from server.prompts.weights import parse
 from server.request import InvalidRequest, nearest_size, plan
 
 SEED = 7
@@ -145,7 +146,7 @@ def test_more_seeds_than_pictures_and_both_kinds_of_seed_are_refused(
 
 
 def test_what_an_overlong_prompt_loses_is_told(catalog: Catalog, request_message: pb.GenerateRequest) -> None:
-    request_message.prompt = "a red house " * 25 + "and a lighthouse"
+    request_message.prompt = "a red house " * 75 + "and a lighthouse"
     notices = plan(request_message, catalog).notices
     assert len(notices) == 1
     assert notices[0].startswith("prompt is longer")
@@ -156,10 +157,10 @@ def test_both_texts_are_in_the_plan_as_tokens(catalog: Catalog, request_message:
     request_message.negative_prompt = "a tree"
     made = plan(request_message, catalog)
     (tokenizer,) = made.engine.tokenizers.values()
-    (text,) = made.prompt_ids
-    negative, positive = made.token_ids(text)
-    assert positive == tokenizer.tokens("a red house").ids
-    assert negative == tokenizer.tokens("a tree").ids
+    (text,) = made.prompts
+    negative, positive = made.rows(text)
+    assert positive.chunks == tokenizer.chunks(parse("a red house"), 3).chunks
+    assert negative.chunks == tokenizer.chunks(parse("a tree"), 3).chunks
     assert negative != positive
 
 
@@ -201,6 +202,7 @@ CHANGES: dict[str, Any] = {
     "image_encoding": pb.IMAGE_ENCODING_PNG,
     "ip_adapter_method": pb.IP_ADAPTER_METHOD_STYLE,
     "ip_adapter_mode": 7,
+    "style_preset": "anime",
     "use_refiner": True,
     "controlnet_preprocess": True,
 }

@@ -36,6 +36,7 @@ class Text:
 
     engine: str  # its folder in the model repository holds the tokenizer
     field: Literal["prompt", "prompt_2"]
+    most_chunks: int  # that are encoded; what is longer is cut
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from server.plan import Plan
 
 CLIP_TOKENS = 77  # one chunk, start and end tokens included
+MOST_CHUNKS = 3  # of a text on engines that read several
 MOST_SKIPPED = 12  # of the API
 MAX_ROWS = 16  # of one text or denoising call: eight guidance pairs
 

@@ -10,14 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from server.engines.port import Port, Spec
 from server.families.base import Family, Run, Size, Stage, Text
 from server.families.card import Card
 from server.families.parts import (
     CLIP_TOKENS,
     MAX_ROWS,
+    MOST_CHUNKS,
     MOST_SKIPPED,
     decode,
     encode,
@@ -27,6 +26,7 @@ from server.families.parts import (
     vae_decoder,
     vae_encoder,
 )
+from server.families.texts import left_out, text_states
 from server.levels import Scheduler
 from server.samplers import SAMPLERS
 
@@ -80,16 +80,15 @@ def engines(card: Sd15Card) -> tuple[Spec, ...]:
 
 def texts(card: Sd15Card) -> tuple[Text, ...]:
     """One encoder, one prompt."""
-    return (Text(text_encoder(card).name, "prompt"),)
+    return (Text(text_encoder(card).name, "prompt", MOST_CHUNKS),)
 
 
 async def condition(plan: Plan, card: Sd15Card, run: Run) -> tuple[Stage, ...]:
     """Text states of the negative and the positive prompt; the negative one only where guidance uses it."""
     (text,) = texts(card)
-    input_ids = np.array(plan.token_ids(text), np.int64)  # rows 77
-    skip = np.zeros(len(input_ids), np.int64)
-    states = (await run(text_encoder(card), {"input_ids": input_ids, "skip": skip}))["hidden_states"]  # rows 77 width
-    return (Stage(unet(card), {"encoder_hidden_states": states}, plan.walked),)
+    prompts = plan.rows(text)
+    encoded = await text_states(text_encoder(card), prompts, left_out(plan, prompts), run)
+    return (Stage(unet(card), {"encoder_hidden_states": encoded["hidden_states"]}, plan.walked),)
 
 
 def used(plan: Plan, card: Sd15Card) -> Mapping[str, int]:

@@ -26,6 +26,7 @@ from server.families.parts import (
     vae_decoder,
     vae_encoder,
 )
+from server.families.texts import left_out, text_states
 from server.levels import FlowScheduler
 from server.samplers.flow_match_euler import FLOW_MATCH_EULER
 
@@ -97,15 +98,20 @@ def transformer(card: Sd3Card) -> Spec:
 
 
 def texts(card: Sd3Card) -> tuple[Text, ...]:
-    """Every encoder reads the same prompt."""
-    return tuple(Text(spec.name, "prompt") for spec in text_encoders(card))
+    """Every encoder reads the same prompt, as much of it as one chunk holds: the checkpoint was trained so."""
+    return tuple(Text(spec.name, "prompt", 1) for spec in text_encoders(card))
 
 
 async def condition(plan: Plan, card: Sd3Card, run: Run) -> tuple[Stage, ...]:
     """CLIP's states side by side, padded to T5's width, and T5's behind them; both pooled embeddings side by side."""
     encoders = text_encoders(card)
-    inputs = [{"input_ids": np.array(plan.token_ids(text), np.int64)} for text in texts(card)]
-    encoded = await together(*(run(spec, ids) for spec, ids in zip(encoders, inputs, strict=True)))
+    rows_of = (plan.rows(text) for text in texts(card))
+    encoded = await together(
+        *(
+            text_states(spec, prompts, left_out(plan, prompts), run)
+            for spec, prompts in zip(encoders, rows_of, strict=True)
+        )
+    )
     clip, clip_2, *t5 = (outputs["hidden_states"] for outputs in encoded)  # rows tokens width, float32
     rows = len(clip)
     padding = np.zeros((rows, CLIP_TOKENS, card.joint_width - card.text_width - card.text_2_width), np.float32)

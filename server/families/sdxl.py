@@ -22,6 +22,7 @@ from server.families.parts import (
     CLIP_TOKENS,
     MAX_ROWS,
     MEGAPIXEL_SIZES,
+    MOST_CHUNKS,
     MOST_SKIPPED,
     decode,
     encode,
@@ -30,11 +31,13 @@ from server.families.parts import (
     vae_decoder,
     vae_encoder,
 )
+from server.families.texts import left_out, text_states
 from server.levels import Scheduler
 from server.samplers import SAMPLERS
 
 if TYPE_CHECKING:
     from server.plan import Plan
+    from server.tokenizer import Prompt
 
 AESTHETIC_SCORE = 6.0  # what the refiner is told of the positive half; diffusers' default
 NEGATIVE_AESTHETIC_SCORE = 2.5
@@ -142,41 +145,40 @@ def texts(card: SdxlCard) -> tuple[Text, ...]:
 
 
 def _base_text(card: SdxlCard) -> Text:
-    return Text(text_encoder(card).name, "prompt")
+    return Text(text_encoder(card).name, "prompt", MOST_CHUNKS)
 
 
 def _base_text_2(card: SdxlCard) -> Text:
-    return Text(text_encoder_2(card).name, "prompt_2")
+    return Text(text_encoder_2(card).name, "prompt_2", MOST_CHUNKS)
 
 
 def _refiner_text(card: SdxlCard) -> Text:
-    return Text(text_encoder_2(card).name, "prompt")
-
-
-_Ids = tuple[int, ...]  # of one text
-_Rows = tuple[_Ids, ...]
-_Encoded = Mapping[_Ids, Tensors]  # by text; no batch axis
+    return Text(text_encoder_2(card).name, "prompt", MOST_CHUNKS)
 
 
 async def condition(plan: Plan, card: SdxlCard, run: Run) -> tuple[Stage, ...]:
     """The stages that have a step. The encoders run side by side, each once."""
-    first: _Rows = ()
-    second: _Rows = ()
-    alone: _Rows = ()  # the refiner's
+    first: tuple[Prompt, ...] = ()
+    second: tuple[Prompt, ...] = ()
+    alone: tuple[Prompt, ...] = ()  # the refiner's
     if _has_base(plan):
         first, second = (_base_rows(plan, card, text) for text in (_base_text(card), _base_text_2(card)))
     if _has_refiner(plan):
-        alone = plan.token_ids(_refiner_text(card))
-    states, states_2 = await together(
-        _encode(text_encoder(card), first, run), _encode(text_encoder_2(card), (*second, *alone), run)
+        alone = plan.rows(_refiner_text(card))
+    skips_2 = (*left_out(plan, second), *left_out(plan, alone))
+    encoded, encoded_2 = await together(
+        text_states(text_encoder(card), first, left_out(plan, first), run),
+        text_states(text_encoder_2(card), (*second, *alone), skips_2, run),
     )
-    base = (_base(plan, card, _stack(states, first), _stack(states_2, second)),) if first else ()
-    return (*base, _refined(plan, card, _stack(states_2, alone))) if alone else base
+    base = {name: tensor[: len(second)] for name, tensor in encoded_2.items()}
+    refined = {name: tensor[len(second) :] for name, tensor in encoded_2.items()}
+    stages = (_base(plan, card, encoded, base),) if first else ()
+    return (*stages, _refined(plan, card, refined)) if alone else stages
 
 
-def _base_rows(plan: Plan, card: SdxlCard, text: Text) -> _Rows:
+def _base_rows(plan: Plan, card: SdxlCard, text: Text) -> tuple[Prompt, ...]:
     """(negative, positive), or (positive,) where no negative half is encoded."""
-    return (plan.prompt_ids[text],) if _has_zeros(plan, card) else plan.token_ids(text)
+    return (plan.prompts[text],) if _has_zeros(plan, card) else plan.rows(text)
 
 
 def _has_zeros(plan: Plan, card: SdxlCard) -> bool:
@@ -209,21 +211,6 @@ def _refined(plan: Plan, card: SdxlCard, encoded: Tensors) -> Stage:
 def _framing(plan: Plan) -> tuple[int, int, int, int]:
     """As if the picture had been trained on at its own size and uncropped: diffusers' defaults."""
     return plan.size.height, plan.size.width, 0, 0
-
-
-async def _encode(encoder: Spec, rows: _Rows, run: Run) -> _Encoded:
-    """Each distinct text once, in one call; where there is none, no call."""
-    distinct = tuple(dict.fromkeys(rows))
-    if not distinct:
-        return {}
-    skip = np.zeros(len(distinct), np.int64)
-    outputs = await run(encoder, {"input_ids": np.array(distinct, np.int64), "skip": skip})
-    return {ids: {name: tensor[row] for name, tensor in outputs.items()} for row, ids in enumerate(distinct)}
-
-
-def _stack(encoded: _Encoded, rows: _Rows) -> Tensors:
-    """The outputs of some rows, with the batch axis."""
-    return {name: np.stack([encoded[ids][name] for ids in rows]) for ids in rows[:1] for name in encoded[ids]}
 
 
 FAMILY = Family(

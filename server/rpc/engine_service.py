@@ -7,6 +7,7 @@ from mediagen.v1 import engine_pb2_grpc, image_pb2
 
 from server.catalog import Catalog, Engine
 from server.engines.port import Condition, State
+from server.prompts.styles import STYLES
 from server.rpc.interceptor import Context
 
 
@@ -37,6 +38,7 @@ def _engine(engine: Engine, conditions: Mapping[str, Condition]) -> pb.Engine:
         sizes=[image_pb2.Size(width=size.width, height=size.height) for size in engine.family.sizes],
         default_size=image_pb2.Size(width=engine.family.default_size.width, height=engine.family.default_size.height),
         samplers=() if "sampler" in engine.refuses else [f"SAMPLER_{name}" for name in engine.family.samplers],
+        style_presets=() if "style_preset" in engine.refuses else STYLES,
         models=models,
         memory_bytes=sum(network.memory for network in networks),
         loaded_bytes=sum(network.taken for network in networks),

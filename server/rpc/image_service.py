@@ -57,6 +57,10 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
             notices=what.notices,
         )
 
+    async def check(self, request: pb.GenerateRequest) -> None:
+        """Raises what `generate` would raise for the request alone; nothing is generated."""
+        await _read(plan, request, self._catalog)
+
     async def GenerateStream(
         self, request: pb.GenerateStreamRequest, context: Context
     ) -> AsyncIterator[pb.GenerateStreamResponse]:
@@ -101,6 +105,7 @@ def effective(what: Plan) -> pb.EffectiveParameters:
         high_noise_frac=None if "high_noise_frac" in refuses else what.high_noise_frac,
         strength=None if isinstance(what.start, FromNoise) else what.strength,
         clip_skip=what.clip_skip if what.clip_skip > 0 else None,
+        style_preset=what.style_preset,
     )
 
 

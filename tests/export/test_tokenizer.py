@@ -12,6 +12,7 @@ from export import ExportError
 from export.checkpoint import Checkpoint
 from export.recipes import clip_tokenizer
 from export.tokenizer import write_tokenizer
+from server.prompts.weights import Span, Weighted
 from server.tokenizer import TextTokenizer
 
 CLIP = clip_tokenizer("tokenizer")
@@ -35,6 +36,11 @@ ODD = (
 )
 
 
+def plain(text: str) -> Weighted:
+    """Brackets and all as text."""
+    return Weighted(text, (Span(0, len(text), 1.0),), False)
+
+
 def odd_strings() -> list[str]:
     """200 of them, always the same."""
     letters = random.Random(7)
@@ -50,7 +56,7 @@ def test_two_hundred_odd_strings_give_the_ids_of_the_checkpoints_own_tokenizer(
     theirs = CLIPTokenizer.from_pretrained(checkpoint.path("tokenizer"))
     for text in odd_strings():
         expected = theirs(text, padding="max_length", max_length=77, truncation=True).input_ids
-        assert ours.tokens(text).ids == tuple(expected), repr(text)
+        assert [chunk.ids for chunk in ours.chunks(plain(text), 1).chunks] == [tuple(expected)], repr(text)
         assert len(expected) == 77
 
 
@@ -58,8 +64,8 @@ def test_merges_and_words_ends_are_used(checkpoint: Checkpoint, tmp_path: Path) 
     write_tokenizer(CLIP, checkpoint, "text_encoder", 77, tmp_path / "tokenizer.json")
     vocabulary = json.loads(checkpoint.path("tokenizer/vocab.json").read_text())
     start, end = vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"]
-    ids = TextTokenizer(tmp_path / "tokenizer.json").tokens("The  red sun").ids
-    assert ids == (start, vocabulary["the</w>"], vocabulary["red</w>"], vocabulary["sun</w>"], *[end] * 73)
+    (chunk,) = TextTokenizer(tmp_path / "tokenizer.json").chunks(plain("The  red sun"), 1).chunks
+    assert chunk.ids == (start, vocabulary["the</w>"], vocabulary["red</w>"], vocabulary["sun</w>"], *[end] * 73)
 
 
 def test_a_vocabulary_beyond_the_text_encoders_is_refused(changed: Callable[..., Checkpoint], tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from server.families.base import Size, Stage, Text
 from server.families.sdxl import FAMILY
 from server.pipeline import parameters
 from server.plan import Plan
+from server.prompts.weights import parse
 from server.request import InvalidRequest, plan
 from server.rpc.image_service import effective
 
@@ -60,6 +61,11 @@ class Networks:
         return [name for name, _ in self.asked]
 
 
+def ids_of(made: Plan, text: Text) -> Array:
+    """Of a text's rows, which are one chunk each: rows 77."""
+    return np.array([prompt.chunks[0].ids for prompt in made.rows(text) if len(prompt.chunks) == 1])
+
+
 async def stages_of(made: Plan, networks: Networks) -> tuple[Stage, ...]:
     return await FAMILY.condition(made, made.engine.card, networks.run)
 
@@ -92,14 +98,17 @@ def test_each_encoder_reads_its_prompt_with_its_own_padding(sdxl_catalog: Catalo
         (SECOND, "prompt_2", "dark", "oil"),
         (SECOND, "prompt", "fog", "a red house"),  # the refiner's, which has no first encoder
     ):
-        rows = made.token_ids(Text(engine, field))  # type: ignore[arg-type]
-        assert rows == tuple(tokenizers[engine].tokens(text).ids for text in (negative, positive))
-    assert made.prompt_ids[Text(FIRST, "prompt")][-1] != made.prompt_ids[Text(SECOND, "prompt")][-1]
+        rows = made.rows(Text(engine, field, 3))  # type: ignore[arg-type]
+        assert [prompt.chunks for prompt in rows] == [
+            tokenizers[engine].chunks(parse(text), 3).chunks for text in (negative, positive)
+        ]
+    first, second = (made.prompts[Text(engine, "prompt", 3)].chunks[0].ids for engine in (FIRST, SECOND))
+    assert first[-1] != second[-1]
 
 
 def test_a_second_text_defaults_to_the_first(sdxl_catalog: Catalog) -> None:
     made = plan_of(sdxl_catalog, negative_prompt="fog")
-    assert made.token_ids(Text(SECOND, "prompt_2")) == made.token_ids(Text(SECOND, "prompt"))
+    assert made.rows(Text(SECOND, "prompt_2", 3)) == made.rows(Text(SECOND, "prompt", 3))
     assert (made.prompt_2, made.negative_prompt_2) == ("a red house", "fog")
 
 
@@ -135,7 +144,7 @@ async def test_the_base_is_told_both_encoders_states_the_second_ones_sum_and_the
     made = plan_of(sdxl_catalog, negative_prompt="fog", width=1216, height=832, high_noise_frac=1.0)
     (stage,) = await stages_of(made, Networks())
     states = stage.inputs["encoder_hidden_states"]
-    ids, ids_2 = (np.array(made.token_ids(text)) for text in FAMILY.texts(made.engine.card)[:2])
+    ids, ids_2 = (ids_of(made, text) for text in FAMILY.texts(made.engine.card)[:2])
     assert np.array_equal(states[..., 0], ids + len(FIRST))
     assert np.array_equal(states[..., -1], ids_2 + len(SECOND))
     assert np.array_equal(stage.inputs["text_embeds"][:, 0], ids_2[:, 5] + len(SECOND))
@@ -145,7 +154,7 @@ async def test_the_base_is_told_both_encoders_states_the_second_ones_sum_and_the
 async def test_the_refiner_is_told_the_second_encoders_states_and_aesthetic_scores(sdxl_catalog: Catalog) -> None:
     made = plan_of(sdxl_catalog, negative_prompt="fog", width=1216, height=832)
     stage = (await stages_of(made, Networks()))[1]
-    ids = np.array(made.token_ids(Text(SECOND, "prompt")))
+    ids = ids_of(made, Text(SECOND, "prompt", 3))
     assert np.array_equal(stage.inputs["encoder_hidden_states"][..., 0], ids + len(SECOND))
     assert stage.inputs["time_ids"].tolist() == [[832, 1216, 0, 0, 2.5], [832, 1216, 0, 0, 6.0]]
 
@@ -267,7 +276,7 @@ def test_the_effective_parameters_tell_both_texts_and_the_share(sdxl_catalog: Ca
 
 
 def test_what_an_overlong_text_loses_is_told_once_for_all_that_read_it(sdxl_catalog: Catalog) -> None:
-    long = "a red house " * 25 + "and a lighthouse"
+    long = "a red house " * 75 + "and a lighthouse"
     (notice,) = plan_of(sdxl_catalog, prompt=long).notices
-    assert notice.startswith(f"prompt is longer than {FIRST} and {SECOND} can read (77 tokens)")
+    assert notice.startswith(f"prompt is longer than {FIRST} and {SECOND} can read (3 x 77 tokens)")
     assert [text.split()[0] for text in plan_of(sdxl_catalog, prompt_2=long).notices] == ["prompt_2"]

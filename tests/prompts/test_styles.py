@@ -13,8 +13,8 @@ Pop Art, Psychedelic, Renaissance, Steampunk, Surrealist, Typography, Watercolor
 Minecraft, Pokémon, Retro Arcade, Retro Game, RPG Fantasy Game, Strategy Game, Street Fighter, Legend of Zelda,
 Architectural, Disco, Dreamscape, Dystopian, Fairy Tale, Gothic, Grunge, Horror, Minimalist, Monochrome, Nautical,
 Space, Stained Glass, Techwear Fashion, Tribal, Zentangle, Collage, Flat Papercut, Kirigami, Paper Mache,
-Paper Quilling, Papercut Collage, Papercut Shadow Box, Stacked Papercut, Thick Layered Papercut, Alien, Film Noir, HDR, Long Exposure,
-Neon Noir, Silhouette, Tilt-Shift"""  # of the API
+Paper Quilling, Papercut Collage, Papercut Shadow Box, Stacked Papercut, Thick Layered Papercut, Alien, Film Noir, HDR,
+Long Exposure, Neon Noir, Silhouette, Tilt-Shift"""  # of the API
 
 
 def test_there_is_a_style_of_each_name_of_the_api_in_its_order() -> None:
