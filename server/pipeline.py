@@ -1,4 +1,4 @@
-"""An image's whole story: condition, denoise, decode, encode. All it needs is in the plan; it asks engines by `run`.
+"""An image's whole story: condition, denoise, decode, judge, encode. All is in the plan; it asks engines by `run`.
 
 Knows no transport. Pictures of one request run side by side, and the step scheduler joins their steps.
 """
@@ -15,6 +15,7 @@ from server.canvas import FromNoise, Inpainting, paste
 from server.denoising import denoise
 from server.families.base import Run, Stage, together
 from server.plan import Plan
+from server.safety import NotChecked, Passed, Removed, Verdict
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Picture:
 
     index: int
     seed: int
-    data: bytes  # an encoded file
+    data: bytes  # an encoded file; empty where the safety stage has removed the picture
+    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,14 @@ async def _picture(
         pixels = await plan.engine.family.decode(latents, plan.engine.card, run)
         if isinstance(plan.start, Inpainting):
             pixels = await asyncio.to_thread(paste, pixels, plan.start)
+        verdict = await plan.engine.safety.judge(pixels, plan.engine.card, run)
     with stopwatch.phase("encoding"):
-        data = await asyncio.to_thread(plan.encoding.encode, pixels, parameters(plan, seed))
-    emit(Picture(index, seed, data))
+        match verdict:
+            case Removed():
+                data = b""
+            case Passed() | NotChecked():
+                data = await asyncio.to_thread(plan.encoding.encode, pixels, parameters(plan, seed))
+    emit(Picture(index, seed, data, verdict))
 
 
 def parameters(plan: Plan, seed: int) -> str:

@@ -32,14 +32,20 @@ class NotChecked:
 
 
 @dataclass(frozen=True)
-class Checked:
-    """The classifier has looked."""
+class Passed:
+    """The picture may leave the service."""
 
-    removed: bool
-    score: float  # 0 (harmless) to 1; removed is what is above 0.5
+    score: float  # 0 (harmless) to 0.5
 
 
-Verdict = NotChecked | Checked
+@dataclass(frozen=True)
+class Removed:
+    """The picture must not leave the service."""
+
+    score: float  # above 0.5, to 1
+
+
+Verdict = NotChecked | Passed | Removed
 Judge = Callable[[Array, Card, Run], Awaitable[Verdict]]  # of pixels: height width 3, uint8
 
 
@@ -53,13 +59,21 @@ def safety_checker(card: Card) -> Spec:
     )
 
 
-async def not_checked(pixels: Array, card: Card, run: Run) -> Verdict:
-    """The judge of an engine that has none."""
+@dataclass(frozen=True)
+class Safety:
+    """What a deployment has decided for an engine."""
+
+    judge: Judge
+    specs: tuple[Spec, ...]  # the networks that the judge runs, each once a picture
+
+
+async def _not_checked(pixels: Array, card: Card, run: Run) -> Verdict:
+    """Of an engine without a safety stage."""
     return NotChecked()
 
 
-async def by_checker(pixels: Array, card: Card, run: Run) -> Verdict:
-    """The judge of an engine with a checker. Raises `EngineFault` where the answer is no number: nothing passes so."""
+async def _by_checker(pixels: Array, card: Card, run: Run) -> Verdict:
+    """Of an engine with one. Raises `EngineFault` where the answer is no number: nothing passes so."""
     shown = await asyncio.to_thread(normalised, pixels)
     spec = safety_checker(card)
     margin = float((await run(spec, {"pixels": shown[None]}))["margin"][0])
@@ -68,10 +82,19 @@ async def by_checker(pixels: Array, card: Card, run: Run) -> Verdict:
     return verdict(margin)
 
 
-def verdict(margin: float) -> Checked:
+NO_SAFETY = Safety(_not_checked, ())
+
+
+def with_checker(card: Card) -> Safety:
+    """Every picture is looked at."""
+    return Safety(_by_checker, (safety_checker(card),))
+
+
+def verdict(margin: float) -> Passed | Removed:
     """Above `LEAST_MARGIN` a picture is removed. The score is a logistic function of the distance to it."""
     distance = margin - LEAST_MARGIN
-    return Checked(removed=distance > 0, score=1 / (1 + exp(-distance / _SOFTNESS)))
+    score = 1 / (1 + exp(-distance / _SOFTNESS))
+    return Removed(score) if distance > 0 else Passed(score)
 
 
 def normalised(pixels: Array) -> Array:

@@ -6,6 +6,7 @@ meanwhile forms the next. Knows nothing of pictures, and of engines only their p
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from server.engines.port import Array, Engines, Spec, Tensors
+from server.meter import Meter, Shape
 
 Outputs = Mapping[str, Array]
 
@@ -47,6 +49,7 @@ class StepScheduler:
         self._engines = engines
         self._row_seconds = row_seconds
         self._lanes: dict[str, _Lane] = {}
+        self.meter = Meter()  # of every call that went well
 
     async def run(self, spec: Spec, inputs: Tensors) -> Outputs:
         """Outputs for exactly these rows. Cancelling the caller takes a waiting execution out of the queue.
@@ -89,11 +92,15 @@ class StepScheduler:
 
     async def _execute(self, spec: Spec, batch: list[_Execution]) -> None:
         rows = sum(execution.rows for execution in batch)
+        inputs = _joined(batch)
+        begin = time.perf_counter()
         try:
-            outputs = await self._engines.run(spec.name, _joined(batch), self._row_seconds(spec.name) * rows)
+            outputs = await self._engines.run(spec.name, inputs, self._row_seconds(spec.name) * rows)
         except Exception as fault:  # every waiting caller must hear of it, whatever it is
             _fail(batch, fault)
             return
+        shape = Shape(rows, inputs[spec.inputs[0].name].size // rows)
+        self.meter.record(spec.name, shape, time.perf_counter() - begin)
         first = 0
         for execution in batch:
             own = slice(first, first + execution.rows)

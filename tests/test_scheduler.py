@@ -1,12 +1,14 @@
 """Which executions share a call, and that nobody gets anybody else's rows."""
 
 import asyncio
+import time
 
 import numpy as np
 import pytest
 from engines.fake import FakeEngines
 
 from server.engines.port import EngineInputError, EngineUnavailable, Port, Spec
+from server.meter import Shape
 from server.scheduler import StepScheduler
 
 DOUBLE = Spec(
@@ -155,3 +157,18 @@ async def test_a_load_that_fails_is_told_to_all_who_wait_and_the_next_call_tries
     assert engines.loads == 1
     engines.reason = None
     assert (await scheduler.run(DOUBLE, rows(3)))["y"][0, 0] == 6
+
+
+async def test_every_call_is_measured_by_its_rows_and_their_size_and_a_failed_one_is_not(engines: FakeEngines) -> None:
+    scheduler = StepScheduler(engines)
+    engines.fail("double", EngineUnavailable("gone"))
+    with pytest.raises(EngineUnavailable):
+        await scheduler.run(DOUBLE, rows(1, width=3))
+    assert scheduler.meter.seconds("double", Shape(1, 3)) is None
+    begin = time.perf_counter()
+    await asyncio.gather(*(scheduler.run(DOUBLE, rows(value, count=2, width=5)) for value in (1, 2)))
+    elapsed = time.perf_counter() - begin
+    seconds = scheduler.meter.seconds("double", Shape(4, 5))
+    assert seconds is not None
+    assert 0 < seconds < elapsed
+    assert scheduler.meter.seconds("double", Shape(1, 5)) == pytest.approx(seconds / 4), "one shape has been seen"
