@@ -29,7 +29,13 @@ class Gateway:
 def gateway(settings: Mapping[str, str]) -> Iterator[Gateway]:
     """On a free port, with these environment variables besides the caller's, until the block ends."""
     address = f"127.0.0.1:{_free_port()}"
-    environment = {**os.environ, "MEDIAGEN_LOG_LEVEL": "WARNING", **settings, "MEDIAGEN_GRPC_ADDRESS": address}
+    environment = {
+        **os.environ,
+        "MEDIAGEN_LOG_LEVEL": "WARNING",
+        "MEDIAGEN_HTTP_ADDRESS": "none",
+        **settings,
+        "MEDIAGEN_GRPC_ADDRESS": address,
+    }
     begin = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "server"], env=environment, start_new_session=True)
     try:

@@ -14,14 +14,15 @@ FROM python:3.11-slim-bookworm
 RUN useradd --system --create-home mediagen && install -d -o mediagen -g mediagen /var/cache/mediagen
 COPY --from=build /opt/mediagen /opt/mediagen
 COPY model_repository /models
-# Triton listens on loopback inside the container; only the gateway's port is for callers.
+# Triton listens on loopback inside the container; only the gateway's ports are for callers.
 ENV PATH=/opt/mediagen/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     MEDIAGEN_GRPC_ADDRESS=0.0.0.0:50051 \
+    MEDIAGEN_HTTP_ADDRESS=0.0.0.0:50080 \
     MEDIAGEN_MODEL_REPOSITORY=/models \
     MEDIAGEN_CACHE=/var/cache/mediagen
 USER mediagen
-EXPOSE 50051
+EXPOSE 50051 50080
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["python", "-c", "\
 import grpc; \

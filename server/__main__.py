@@ -42,9 +42,11 @@ async def _run(settings: Settings) -> None:
 
 
 async def _serve(settings: Settings, started: asyncio.Event, stop: asyncio.Event) -> None:
-    async with service(settings) as port:
+    async with service(settings) as ports:
         started.set()
-        log.info("mediagen listens on %s (port %d)", settings.grpc_address, port)
+        log.info("mediagen listens on %s (port %d)", settings.grpc_address, ports.grpc)
+        if ports.http is not None:
+            log.info("JSON routes on http://%s (port %d), tried at /docs", settings.http_address, ports.http)
         await stop.wait()
 
 

@@ -5,8 +5,12 @@ The only file that knows every part; the parts do not know it.
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -20,6 +24,9 @@ from server.engines.on_demand import OnDemandEngines
 from server.engines.port import Engines, EngineUnavailable, Spec
 from server.engines.supervisor import EmbeddedTriton
 from server.engines.triton import TritonEngines
+from server.http.app import Facade, application
+from server.http.listener import Listener, listen
+from server.prompt_filter import nothing_blocked, read_word_list
 from server.rpc.asset_service import AssetService
 from server.rpc.engine_service import EngineService
 from server.rpc.image_service import ImageService
@@ -38,16 +45,31 @@ SERVICES = ("mediagen.v1.ImageService", "mediagen.v1.EngineService", "mediagen.v
 class AddressTaken(Exception):
     """The service cannot listen where it was told to."""
 
+    def __init__(self, address: str, setting: str, off: str = "") -> None:
+        super().__init__(
+            f"cannot listen on {address}: another program holds the port, or the host is not this machine's; "
+            f"set {setting} to another host:port{off}"
+        )
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where the service listens."""
+
+    grpc: int
+    http: int | None  # None: it does not
+
 
 @asynccontextmanager
-async def service(settings: Settings) -> AsyncIterator[int]:
-    """The running service; yields its port. Leaving it refuses new calls, lets the running ones end within the grace
+async def service(settings: Settings) -> AsyncIterator[Ports]:
+    """The running service; yields its ports. Leaving it refuses new calls, lets the running ones end within the grace
     time, and stops everything that was started.
 
-    Raises `ValueError` for a model repository that is none or a preload that cannot be, `AddressTaken`,
+    Raises `ValueError` for a model repository that is none or a preload, safety stage or prompt filter that cannot be, `AddressTaken`,
     `TritonStartError`, `EngineFault`.
     """
-    catalog = read_catalog(settings.model_repository)
+    prompt_filter = nothing_blocked if settings.prompt_filter is None else read_word_list(settings.prompt_filter)
+    catalog = read_catalog(settings.model_repository, settings.safety)
     specs = [spec for engine in catalog.values() for spec in engine.specs]
     sizes = {spec.name: memory.estimate(settings.model_repository, spec.name) for spec in specs}
     preload = _preload(settings, catalog, sizes)
@@ -64,6 +86,9 @@ async def service(settings: Settings) -> AsyncIterator[int]:
             ),
         )
         port = _listen(server, settings.grpc_address)
+        json_socket = None if settings.http_address == NONE else _listen_http(settings.http_address)
+        if json_socket is not None:
+            stack.callback(json_socket.close)  # where the start fails
         home = _HOMES.get(settings.triton, _remote)
         triton = await stack.enter_async_context(home(settings, specs))
         if not await triton.answers():
@@ -75,17 +100,24 @@ async def service(settings: Settings) -> AsyncIterator[int]:
         stack.push_async_callback(engines.close)
         await asyncio.gather(*map(engines.load, preload))
         scheduler = StepScheduler(engines, _row_seconds(catalog, sizes).__getitem__)
-        image_service = ImageService(catalog, scheduler.run, Admission(settings.max_requests))
+        image_service = ImageService(
+            catalog, scheduler.run, Admission(settings.max_requests), prompt_filter, scheduler.meter.seconds
+        )
         image_pb2_grpc.add_ImageServiceServicer_to_server(image_service, server)
         engine_pb2_grpc.add_EngineServiceServicer_to_server(EngineService(catalog, engines.conditions), server)
         asset_pb2_grpc.add_AssetServiceServicer_to_server(AssetService(), server)
         health_pb2_grpc.add_HealthServicer_to_server(status, server)
         enable_reflection((*SERVICES, health.SERVICE_NAME), server)
         await server.start()
-        stack.push_async_callback(server.stop, settings.grace_seconds)
+        drains: list[Callable[[], Awaitable[None]]] = [partial(server.stop, settings.grace_seconds)]
+        if json_socket is not None:
+            facade = Facade(image_service, catalog.keys(), partial(_serves, status))
+            listener = Listener(application(facade), json_socket, settings.grace_seconds)
+            drains += [facade.close, listener.stop]
+        stack.push_async_callback(_all, drains)
         watcher = asyncio.create_task(_watch_health(status, engines.healthy))
         stack.push_async_callback(_drain, status, watcher)
-        yield port
+        yield Ports(port, None if json_socket is None else json_socket.getsockname()[1])
 
 
 def _preload(settings: Settings, catalog: Catalog, sizes: Mapping[str, int]) -> Sequence[str]:
@@ -132,10 +164,19 @@ def _listen(server: grpc.aio.Server, address: str) -> int:
     try:
         return server.add_insecure_port(address)
     except RuntimeError as error:
-        raise AddressTaken(
-            f"cannot listen on {address}: another program holds the port, or the host is not this machine's; "
-            "set MEDIAGEN_GRPC_ADDRESS to another host:port"
-        ) from error
+        raise AddressTaken(address, "MEDIAGEN_GRPC_ADDRESS") from error
+
+
+def _listen_http(address: str) -> socket.socket:
+    try:
+        return listen(address)
+    except OSError as error:
+        raise AddressTaken(address, "MEDIAGEN_HTTP_ADDRESS", f", or to {NONE!r} for no JSON routes") from error
+
+
+async def _all(tasks: Sequence[Callable[[], Awaitable[None]]]) -> None:
+    """At the same time, so that one grace time counts for all."""
+    await asyncio.gather(*(task() for task in tasks))
 
 
 @asynccontextmanager
@@ -187,6 +228,13 @@ async def _drain(status: health.aio.HealthServicer, watcher: asyncio.Task[None])
         await watcher
     await status.enter_graceful_shutdown()
     log.info("draining: running calls may end, new ones are refused")
+
+
+async def _serves(status: health.aio.HealthServicer) -> bool:
+    """What load balancers hear over gRPC, for those that ask over HTTP."""
+    nobody = cast(Any, None)  # a call's context, which is not looked at
+    told = await status.Check(health_pb2.HealthCheckRequest(), nobody)
+    return bool(told.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 async def _set_health(status: health.aio.HealthServicer, *, serving: bool) -> None:

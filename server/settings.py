@@ -17,10 +17,13 @@ class Settings:
     """What a deployment decides."""
 
     grpc_address: str  # host:port
+    http_address: str  # host:port of the JSON routes, or "none"
     model_repository: Path
     triton: str  # "embedded", "none" (engines in this process), or the host:port of one that runs elsewhere
     engine_memory: int  # bytes that loaded engines may take together; the least recently used makes room for the next
     preload: tuple[str, ...]  # names of engines that are loaded before the service says that it serves
+    safety: tuple[str, ...]  # names of engines whose pictures the safety stage looks at
+    prompt_filter: Path | None  # list of words that are not drawn; None: there is none
     cache: Path  # for compiled networks and Triton's working files
     max_requests: int  # admitted at the same time; more are refused with a retry hint
     grace_seconds: float  # that running requests get after SIGTERM
@@ -36,10 +39,13 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
     home = Path(__file__).resolve().parent.parent
     return Settings(
         grpc_address=_address(environment, "MEDIAGEN_GRPC_ADDRESS", "127.0.0.1:50051"),
+        http_address=_address(environment, "MEDIAGEN_HTTP_ADDRESS", "127.0.0.1:50080", NONE),
         model_repository=Path(environment.get("MEDIAGEN_MODEL_REPOSITORY", home / "model_repository")),
-        triton=_triton(environment),
+        triton=_address(environment, "MEDIAGEN_TRITON", EMBEDDED, EMBEDDED, NONE),
         engine_memory=_memory(environment, "MEDIAGEN_ENGINE_MEMORY"),
-        preload=tuple(dict.fromkeys(re.findall(r"[^,\s]+", environment.get("MEDIAGEN_PRELOAD", "")))),
+        preload=_names(environment, "MEDIAGEN_PRELOAD"),
+        safety=_names(environment, "MEDIAGEN_SAFETY"),
+        prompt_filter=Path(environment["MEDIAGEN_PROMPT_FILTER"]) if "MEDIAGEN_PROMPT_FILTER" in environment else None,
         cache=Path(environment.get("MEDIAGEN_CACHE", Path.home() / ".cache" / "mediagen")),
         max_requests=_positive(environment, "MEDIAGEN_MAX_REQUESTS", 64),
         grace_seconds=_positive(environment, "MEDIAGEN_GRACE_SECONDS", 30),
@@ -47,17 +53,19 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
     )
 
 
-def _address(environment: Mapping[str, str], name: str, default: str) -> str:
+def _address(environment: Mapping[str, str], name: str, default: str, *words: str) -> str:
+    """host:port, or one of the words."""
     value = environment.get(name, default)
     host, _, port = value.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise SettingsError(f"{name} is {value!r}; it must be host:port, such as {default}")
+    if value not in words and (not host or not port.isdecimal() or int(port) > 65535):
+        allowed = " or ".join(("host:port, such as 127.0.0.1:8001", *words))
+        raise SettingsError(f"{name} is {value!r}; it must be {allowed}")
     return value
 
 
-def _triton(environment: Mapping[str, str]) -> str:
-    value = environment.get("MEDIAGEN_TRITON", EMBEDDED)
-    return value if value in (EMBEDDED, NONE) else _address(environment, "MEDIAGEN_TRITON", "127.0.0.1:8001")
+def _names(environment: Mapping[str, str], name: str) -> tuple[str, ...]:
+    """Parted by commas or white space, each once."""
+    return tuple(dict.fromkeys(re.findall(r"[^,\s]+", environment.get(name, ""))))
 
 
 def _positive(environment: Mapping[str, str], name: str, default: int) -> int:

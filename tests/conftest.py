@@ -133,6 +133,7 @@ class RunningService:
     """`python -m server` in a process of its own."""
 
     address: str
+    http_address: str  # of the JSON routes
     process: subprocess.Popen[bytes]
     log: Path
     begun: float = field(default_factory=time.monotonic)  # it is one object a process, made at its start
@@ -153,20 +154,23 @@ class RunningService:
 
 def start_service(folder: Path, **settings: str) -> RunningService:
     """A service on a free port, once it serves. Its log and compiled networks are in `folder`."""
-    with socket.socket() as probe:
+    with socket.socket() as probe, socket.socket() as http_probe:
         probe.bind(("127.0.0.1", 0))
+        http_probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
+        http_address = f"127.0.0.1:{http_probe.getsockname()[1]}"
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("MEDIAGEN_")},
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'client'}",
         "MEDIAGEN_GRPC_ADDRESS": address,
+        "MEDIAGEN_HTTP_ADDRESS": http_address,
         "MEDIAGEN_CACHE": str(folder / "cache"),
         **settings,
     }
     log = folder / "service.log"
     with log.open("ab") as output:
         process = subprocess.Popen([sys.executable, "-m", "server"], env=environment, cwd=folder, stderr=output)
-    service = RunningService(address, process, log)
+    service = RunningService(address, http_address, process, log)
     service.wait_until_serving(START_SECONDS)
     return service
 

@@ -17,10 +17,13 @@ ARROWS: Mapping[str, frozenset[str]] = {
     for unit, needs in {
         "server.__main__": "server.app server.engines server.settings",
         "server.settings": "",
-        "server.rpc": "server.admission server.canvas server.catalog server.engines server.families server.pipeline "
-        "server.plan server.prompts server.request",
+        "server.rpc": "server.admission server.canvas server.catalog server.engines server.explain server.families "
+        "server.pipeline server.plan server.prompt_filter server.prompts server.request server.safety",
+        "server.explain": "server.engines server.meter server.plan",
+        "server.prompt_filter": "",
+        "server.http": "server.rpc",
         "server.admission": "",
-        "server.pipeline": "server.beginning server.canvas server.denoising server.families server.plan",
+        "server.pipeline": "server.beginning server.canvas server.denoising server.families server.plan server.safety",
         "server.denoising": "server.beginning server.families server.levels server.noise server.plan server.samplers",
         "server.beginning": "server.canvas server.families server.levels server.noise server.plan",
         "server.request": "server.canvas server.catalog server.engines server.families server.images server.pictures "
@@ -29,8 +32,10 @@ ARROWS: Mapping[str, frozenset[str]] = {
         "server.plan": "server.canvas server.catalog server.families server.pictures server.samplers server.tokenizer",
         "server.canvas": "server.engines",
         "server.images": "server.engines",
-        "server.catalog": "server.families server.engines server.levels server.tokenizer",
-        "server.scheduler": "server.engines",
+        "server.catalog": "server.families server.engines server.levels server.safety server.tokenizer",
+        "server.safety": "server.engines server.families",
+        "server.scheduler": "server.engines server.meter",
+        "server.meter": "",
         "server.samplers": "server.levels server.noise",
         "server.levels": "",
         "server.families": "server.engines server.levels server.samplers",

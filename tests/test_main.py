@@ -19,6 +19,7 @@ def test_a_start_that_takes_long_is_given_up_when_told_to_stop(tmp_path: Path, n
             "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'client'}",
             "PATH": os.defpath,
             "MEDIAGEN_GRPC_ADDRESS": "127.0.0.1:0",
+            "MEDIAGEN_HTTP_ADDRESS": "127.0.0.1:0",
             "MEDIAGEN_TRITON": f"127.0.0.1:{silent.getsockname()[1]}",
             "MEDIAGEN_CACHE": str(tmp_path),
         }

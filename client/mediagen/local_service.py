@@ -41,7 +41,7 @@ def local_service(address: str) -> Iterator[None]:
             "or name a free port with --address"
         )
     with signals_end_the_block(), tempfile.TemporaryFile("w+") as log:
-        environment = {**os.environ, "MEDIAGEN_GRPC_ADDRESS": address}
+        environment = {**os.environ, "MEDIAGEN_GRPC_ADDRESS": address, "MEDIAGEN_HTTP_ADDRESS": "none"}
         process = subprocess.Popen(
             [sys.executable, "-m", "server"], env=environment, stderr=log, start_new_session=True
         )

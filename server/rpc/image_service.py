@@ -12,24 +12,32 @@ from mediagen.v1 import image_pb2_grpc
 from server.admission import Admission
 from server.canvas import FromNoise
 from server.catalog import Catalog
+from server.explain import Seconds, executions, explain
 from server.families.base import Run
 from server.pipeline import Evaluated, Finished, Picture, generate
 from server.plan import Plan
-from server.request import InvalidRequest, Violation, plan
+from server.prompt_filter import REFUSAL, PromptBlocked, PromptFilter
+from server.request import InvalidRequest, Violation, nearest_supported, plan, positive_texts
 from server.rpc.errors import NotBuilt
 from server.rpc.interceptor import Context, request_id
+from server.safety import NotChecked, Passed, Removed, Verdict
 
 Message = TypeVar("Message", pb.GenerateRequest, pb.GenerateStreamRequest)
 SHORT_BYTES = 4096  # of a request that is read in a few milliseconds
 
 
 class ImageService(image_pb2_grpc.ImageServiceServicer):
-    """Admission, then a plan, then the pipeline."""
+    """A plan, then admission, then the pipeline."""
 
-    def __init__(self, catalog: Catalog, run: Run, admission: Admission) -> None:
+    def __init__(
+        self, catalog: Catalog, run: Run, admission: Admission, prompt_filter: PromptFilter, seconds: Seconds
+    ) -> None:
+        """`seconds` tells how long a network's calls take."""
         self._catalog = catalog
         self._run = run
         self._admission = admission
+        self._prompt_filter = prompt_filter
+        self._seconds = seconds
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
         return await self.generate(request)
@@ -37,7 +45,7 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
     async def generate(self, request: pb.GenerateRequest) -> pb.GenerateResponse:
         """`Generate` for callers within the process; `request_id` must be set. Raises what `fault_of` knows."""
         begin = time.perf_counter()
-        what = await _read(plan, request, self._catalog)
+        what = await self._plan(request)
         with self._admission.permit():
             admitted = time.perf_counter()
             pictures: list[Picture] = []
@@ -59,13 +67,15 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
 
     async def check(self, request: pb.GenerateRequest) -> None:
         """Raises what `generate` would raise for the request alone; nothing is generated."""
-        await _read(plan, request, self._catalog)
+        await self._plan(request)
 
     async def GenerateStream(
         self, request: pb.GenerateStreamRequest, context: Context
     ) -> AsyncIterator[pb.GenerateStreamResponse]:
         begin = time.perf_counter()
         what = await _read(_stream_plan, request, self._catalog)
+        if blocked := await self._blocked(request.request):
+            raise PromptBlocked([f"request.{field}" for field in blocked])
         with self._admission.permit():
             admitted = time.perf_counter()
             accepted = pb.Accepted(request_id=request_id.get(), effective=effective(what), notices=what.notices)
@@ -81,7 +91,37 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
         yield pb.GenerateBatchResponse()  # makes this a stream
 
     async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:
-        raise NotBuilt("Explain is not available in this version; Generate answers what is wrong with a request")
+        wanted = request.request
+        nearest = nearest_supported(wanted, self._catalog)
+        size = None if nearest is None else pb.Size(width=nearest.width, height=nearest.height)
+        try:
+            what = await self._plan(wanted)
+        except (InvalidRequest, PromptBlocked) as refused:
+            violations = [
+                *(refused.violations if isinstance(refused, InvalidRequest) else ()),
+                *(Violation(field, REFUSAL) for field in await self._blocked(wanted)),
+            ]
+            told = [pb.Violation(field=violation.field, description=violation.description) for violation in violations]
+            return pb.ExplainResponse(nearest_size=size, violations=told)
+        explanation = explain(what, self._seconds)
+        return pb.ExplainResponse(
+            effective=effective(what),
+            executions=explanation.executions,
+            estimated_ms=None if explanation.unmeasured else explanation.seconds * 1e3,
+            nearest_size=size,
+            unmeasured=explanation.unmeasured,
+            notices=what.notices,
+        )
+
+    async def _plan(self, request: pb.GenerateRequest) -> Plan:
+        what = await _read(plan, request, self._catalog)
+        if blocked := await self._blocked(request):
+            raise PromptBlocked(blocked)
+        return what
+
+    async def _blocked(self, request: pb.GenerateRequest) -> list[str]:
+        """The fields whose text the prompt filter refuses."""
+        return [field for field, text in positive_texts(request).items() if await self._prompt_filter(text)]
 
 
 def effective(what: Plan) -> pb.EffectiveParameters:
@@ -101,7 +141,7 @@ def effective(what: Plan) -> pb.EffectiveParameters:
         seeds=what.seeds,
         sampler=pb.SAMPLER_UNSPECIFIED if "sampler" in refuses else f"SAMPLER_{what.sampler.name}",
         image_encoding=f"IMAGE_ENCODING_{what.encoding.name}",
-        models=list(what.engine.family.executions(what, what.engine.card)),
+        models=list(executions(what)),
         high_noise_frac=None if "high_noise_frac" in refuses else what.high_noise_frac,
         strength=None if isinstance(what.start, FromNoise) else what.strength,
         clip_skip=what.clip_skip if what.clip_skip > 0 else None,
@@ -145,6 +185,7 @@ def _stream_event(
 
 
 def _image(what: Plan, picture: Picture) -> pb.Image:
+    safety_check, safety_score = _safety(picture.verdict)
     return pb.Image(
         data=picture.data,
         encoding=f"IMAGE_ENCODING_{what.encoding.name}",
@@ -152,8 +193,19 @@ def _image(what: Plan, picture: Picture) -> pb.Image:
         height=what.size.height,
         index=picture.index,
         seed=picture.seed,
-        safety_check=pb.SAFETY_CHECK_NOT_CHECKED,
+        safety_check=safety_check,
+        safety_score=safety_score,
     )
+
+
+def _safety(verdict: Verdict) -> tuple[pb.SafetyCheck, float | None]:
+    match verdict:
+        case NotChecked():
+            return pb.SAFETY_CHECK_NOT_CHECKED, None
+        case Passed(score):
+            return pb.SAFETY_CHECK_PASSED, score
+        case Removed(score):
+            return pb.SAFETY_CHECK_REMOVED, score
 
 
 def _timings(milliseconds: dict[str, float], begin: float, admitted: float) -> pb.Timings:

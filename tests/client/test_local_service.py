@@ -36,7 +36,7 @@ def running_command(folder: Path, *options: str) -> Iterator[RunningService]:
             [sys.executable, "-m", "mediagen.command", *command], env=environment, cwd=folder, stderr=output
         )
     try:
-        yield RunningService(address, process, log)
+        yield RunningService(address, "none", process, log)
     finally:
         process.terminate()
         process.wait(timeout=60)

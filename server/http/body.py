@@ -1,0 +1,147 @@
+"""A body's bytes into JSON values: how large, how deep and how clean it may be. Knows no field."""
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+from starlette.types import Receive
+
+from server.http.replies import Refused, Wrong
+
+BODY_BYTES = 64 * 2**20  # of one body: four pictures of 12 MB in base64
+BODIES_BYTES = 4 * BODY_BYTES  # of all bodies that are being read or worked on
+MAX_DEPTH = 8  # a body needs three: an object, a map in it, a list in that
+_FEW_BRACKETS = 100  # no text with so few is too deep for the parser
+_MAX_DIGITS = 40  # of a whole number; any field's bounds are far below
+# A string (its end may be missing) or a bracket; possessive, so that no text takes more than one pass.
+_TOKENS = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
+_JSON = re.compile(r'application/(?:[\w.+-]+\+)?json(?:\s*;\s*charset="?utf-?8"?)?\s*;?', re.IGNORECASE)
+
+
+class NotJson(Exception):
+    """The text cannot be taken for what it was meant to be."""
+
+    def __init__(self, wrong: Wrong) -> None:
+        super().__init__(wrong.message)
+        self.wrong = wrong
+
+
+@dataclass
+class Room:
+    """Memory for bodies: together they stay within a bound, or the next is told to come again."""
+
+    left: int = BODIES_BYTES
+
+    def take(self, size: int) -> None:
+        """Raises `Refused`."""
+        if size > self.left:
+            message = "this service reads as many bodies as it has memory for; retry in 1 s"
+            raise Refused(429, message, "OVERLOADED", retry_seconds=1.0)
+        self.left -= size
+
+
+def refuse_what_is_not_json(headers: Headers) -> None:
+    """Raises `Refused`: by the headers alone, before anything is read."""
+    given = headers.get("content-type", "")
+    if not _JSON.fullmatch(given.strip()):
+        raise Refused(415, f"Content-Type is {given[:100]!r}; it must be application/json, in UTF-8", "CONTENT_TYPE")
+    encoding = headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise Refused(415, f"Content-Encoding is {encoding[:100]!r}; send the body as it is", "CONTENT_TYPE")
+    length = headers.get("content-length", "0")
+    if not length.isdecimal() or len(length) > 18 or int(length) > BODY_BYTES:
+        raise _too_large()
+
+
+@asynccontextmanager
+async def read(receive: Receive, room: Room, seconds: float) -> AsyncGenerator[bytearray, None]:
+    """The body, whose memory is counted until the block ends. Raises `Refused`; `ConnectionError` for one who left."""
+    body = bytearray()
+    taken = 0
+    try:
+        try:
+            async with asyncio.timeout(seconds):
+                more = True
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ConnectionError("the caller left before the end of its request")
+                    chunk = message.get("body", b"")
+                    if len(body) + len(chunk) > BODY_BYTES:
+                        raise _too_large()
+                    room.take(len(chunk))
+                    taken += len(chunk)
+                    body += chunk
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            raise Refused(408, f"the body did not come within {seconds:g} s", "BODY_TIMEOUT") from None
+        yield body
+    finally:
+        room.left += taken
+
+
+def parse(body: bytes | bytearray) -> object:
+    """JSON values. Raises `NotJson`.
+
+    Stricter than the grammar where readers differ: a key twice, NaN, half of a surrogate pair in a key. A whole number
+    that nobody means becomes a float, infinite if need be: who reads the field says that it is too large.
+    """
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _not_json(error.start, "not UTF-8") from None
+    if _too_deep(text):
+        raise NotJson(Wrong((), f"nested deeper than {MAX_DEPTH} levels; no field needs more than 3", "json_invalid"))
+    try:
+        return json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_whole, parse_float=float
+        )
+    except json.JSONDecodeError as error:
+        raise _not_json(error.pos, error.msg) from None
+
+
+def _too_deep(text: str) -> bool:
+    if text.count("[") + text.count("{") <= _FEW_BRACKETS:
+        return False
+    depth = 0
+    for token in _TOKENS.finditer(text):
+        character = text[token.start()]
+        if character in "[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                return True
+        elif character in "]}":
+            depth -= 1
+    return False
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    for key, _ in pairs:
+        if not key.isascii() and key != key.encode("utf-8", "replace").decode("utf-8"):
+            raise NotJson(Wrong((), f"the key {key!a} has half of a surrogate pair", "string_unicode"))
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise NotJson(Wrong((twice,), "given twice; give it once", "duplicate_key"))
+    return found
+
+
+def _no_constant(name: str) -> object:
+    raise NotJson(Wrong((), f"{name} is no JSON number", "json_invalid"))
+
+
+def _whole(digits: str) -> int | float:
+    return int(digits) if len(digits) <= _MAX_DIGITS else float(digits)
+
+
+def _not_json(position: int, why: str) -> NotJson:
+    return NotJson(Wrong((position,), f"not JSON: {why} at position {position}", "json_invalid"))
+
+
+def _too_large() -> Refused:
+    return Refused(413, f"the body is larger than {BODY_BYTES >> 20} MiB; send smaller pictures", "BODY_TOO_LARGE")

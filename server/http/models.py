@@ -1,0 +1,305 @@
+"""The bodies of the JSON routes: keys, types, and what the document says of them. Values are the plan's to judge.
+
+A type is checked here because the proto cannot hold a wrong one; a bound is only written down here, for the document.
+Every key may be null, which is as if it were not there.
+"""
+
+import binascii
+import math
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
+from mediagen.v1 import image_pb2 as pb
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    Tag,
+    WithJsonSchema,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+MAX_TEXT = 10_000  # characters
+SEEDS = 2**32
+STATES = ("pending", "running", "completed", "failed")  # of an asynchronous request
+_DATA_URL = re.compile(r"data:[\w.+-]*/?[\w.+-]*(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.IGNORECASE | re.ASCII)
+_LINE_ENDS = str.maketrans("", "", "\r\n")
+
+
+def _text(value: str) -> str:
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise PydanticCustomError(
+                "string_unicode", "Half of a surrogate pair at position {at}", {"at": error.start}
+            ) from None
+    return value
+
+
+def _whole(value: object) -> object:
+    """JSON has one kind of number: 30.0 is 30."""
+    if not isinstance(value, float):
+        return value
+    if not math.isfinite(value):
+        raise PydanticCustomError("finite_number", "Too large for a number")
+    return int(value) if value.is_integer() else value
+
+
+def _of_bits(bits: int) -> AfterValidator:
+    """A whole number that the proto's field can hold; what is allowed is far within."""
+
+    def check(value: int) -> int:
+        if not -(2 ** (bits - 1)) <= value < 2 ** (bits - 1):
+            raise PydanticCustomError("number_range", "{given} is far from what is allowed", {"given": str(value)[:60]})
+        return value
+
+    return AfterValidator(check)
+
+
+def _real(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    try:
+        real = float(value)
+    except OverflowError:
+        real = math.inf
+    if not math.isfinite(real):
+        raise PydanticCustomError("finite_number", "Too large for a number")
+    return real
+
+
+def _image(value: object) -> bytes:
+    if not isinstance(value, str):
+        raise PydanticCustomError("string_type", "Input should be a string: a picture file in base64")
+    prefix = _DATA_URL.match(value)
+    text = value if prefix is None else value[prefix.end() :]
+    if "\n" in text or "\r" in text:  # as command line tools wrap it
+        text = text.translate(_LINE_ENDS)
+    try:
+        return binascii.a2b_base64(text, strict_mode=True)
+    except ValueError as error:
+        raise PydanticCustomError(
+            "base64",
+            "Not base64: {why}. Send a PNG, JPEG or WebP file in base64 (letters, digits, +, /, = at the end), with or "
+            "without data:image/png;base64, before it",
+            {"why": str(error)[:100]},
+        ) from None
+
+
+@dataclass(frozen=True)
+class _OneOf:
+    """A name of an enum of the proto."""
+
+    names: tuple[str, ...]
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"type": "string", "enum": list(self.names)}
+
+    def _check(self, value: str) -> str:
+        if value not in self.names:
+            raise PydanticCustomError("enum", "Input should be one of {names}", {"names": ", ".join(self.names)})
+        return value
+
+
+def _names(enum: EnumTypeWrapper, prefix: str) -> tuple[str, ...]:
+    names: list[str] = enum.keys()
+    return tuple(name.removeprefix(prefix) for name in names if not name.endswith("_UNSPECIFIED"))
+
+
+def _lower(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name.lower() for name in names)
+
+
+def _kind(value: object) -> str:
+    return "list" if isinstance(value, list) else "one"
+
+
+Text = Annotated[str, AfterValidator(_text)]
+Int = Annotated[int, BeforeValidator(_whole), _of_bits(32)]
+Float = Annotated[float, BeforeValidator(_real)]
+Image = Annotated[bytes, BeforeValidator(_image), WithJsonSchema({"type": "string", "contentEncoding": "base64"})]
+_Seed = Annotated[int, BeforeValidator(_whole), _of_bits(64)]
+Seed = Annotated[Annotated[_Seed, Tag("one")] | Annotated[list[_Seed | None], Tag("list")], Discriminator(_kind)]
+SEED_KINDS = ("one", "list")  # pydantic tells which of the two it read; no caller asked
+Sampler = Annotated[str, _OneOf(_names(pb.Sampler, "SAMPLER_"))]
+Encoding = Annotated[str, _OneOf(_lower(_names(pb.ImageEncoding, "IMAGE_ENCODING_")))]
+Method = Annotated[str, _OneOf(_lower(_names(pb.IpAdapterMethod, "IP_ADAPTER_METHOD_")))]
+Mode = Annotated[str, _OneOf(_lower(_names(pb.IpAdapterMode, "IP_ADAPTER_MODE_")))]
+
+
+def _of(description: str, *examples: Any, **facts: float | str) -> Any:
+    """A key that may be absent, with its default and bounds for the document."""
+    return Field(default=None, description=description, examples=list(examples) or None, json_schema_extra={**facts})
+
+
+_PICTURE = "A PNG, JPEG or WebP file in base64, with or without `data:image/png;base64,` before it."
+
+
+class ImageGenerationRequest(BaseModel):
+    """What to draw. A key that the route's engine cannot serve is refused by name, never ignored; null, and whatever
+    asks for nothing, is accepted everywhere. Unknown keys are refused."""
+
+    model_config = ConfigDict(
+        strict=True, extra="forbid", allow_inf_nan=False, json_schema_extra={"required": ["prompt"]}
+    )
+
+    prompt: Text | None = _of(
+        "What the picture shows. 1 to 10,000 characters. `(x:1.5)` weighs a part, `(x)` is 1.1.",
+        "a red house and a sailboat at sunset",
+        maxLength=MAX_TEXT,
+    )
+    prompt_2: Text | None = _of("For SDXL's second text encoder. Default: a copy of `prompt`.", maxLength=MAX_TEXT)
+    negative_prompt: Text | None = _of("What the picture must not show.", "people", maxLength=MAX_TEXT)
+    negative_prompt_2: Text | None = _of(
+        "For SDXL's second text encoder. Default: a copy of `negative_prompt`.", maxLength=MAX_TEXT
+    )
+    cfg_scale: Float | None = _of(
+        "How closely the picture follows the prompt. Above 0, at most 50.",
+        7.5,
+        default=12.0,
+        exclusiveMinimum=0,
+        maximum=50,
+    )
+    steps: Int | None = _of("Denoising steps. 1 to 200; LCM at most 50.", 30, default=30, minimum=1, maximum=200)
+    width: Int | None = _of("Pixels. With `height` one of the engine's sizes; default: the engine's own.", 512)
+    height: Int | None = _of("Pixels. With `width` one of the engine's sizes; default: the engine's own.", 512)
+    num_images: Int | None = _of("Pictures to draw.", 1, default=1, minimum=1, maximum=16)
+    seed: Seed | None = _of(
+        "0 to 4294967295. One number: the first picture's; the next ones follow. A list: one a picture, null is "
+        "random. Default: random. The seed in a reply alone draws its picture again.",
+        7,
+        [7, None],
+    )
+    sampler: Sampler | None = _of("How to denoise. SD3 takes none but the default.", "K_EULER", default="DDIM")
+    image_encoding: Encoding | None = _of("File format of the reply.", "png", default="jpeg")
+
+    init_image: Image | None = _of(f"Image to image: the picture to start from. {_PICTURE} It is resized.")
+    strength: Float | None = _of(
+        "How far to depart from `init_image`. Above 0, at most 1.", 0.6, default=0.8, exclusiveMinimum=0, maximum=1
+    )
+    mask_image: Image | None = _of(f"Inpainting: white is painted anew. Needs `init_image`. {_PICTURE}")
+    outpainting: bool | None = _of(
+        "`init_image` lies on a larger canvas and `mask_image` marks the unknown area.", default=False
+    )
+    inpaint_full_res: bool | None = _of("Inpaint the masked area at full resolution and paste it back.", default=False)
+    inpaint_full_res_padding: Int | None = _of(
+        "Pixels around the masked area that the model sees as context. At least 0.", default=32, minimum=0
+    )
+
+    checkpoint: Text | None = _of("Asset name of a custom checkpoint.")
+    vae: Text | None = _of("Asset name of a custom autoencoder.")
+    loras: dict[Text, Float | None] | None = _of(
+        "LoRA asset names and their weights, any finite number; null is 1.", {"crayon-style": 0.8}
+    )
+    textual_inversions: dict[Text, Text | None] | None = _of(
+        "Textual inversion asset names and the words that stand for them; null: its name.", {"mine": "my-word"}
+    )
+    clip_skip: Int | None = _of("Layers of the text encoder to skip at its end.", 1, minimum=1, maximum=12)
+
+    controlnet: Text | None = _of("ControlNet asset name. Required on the controlnet routes.")
+    controlnet_image: Image | None = _of(
+        f"The picture that guides the ControlNet. Required on the controlnet routes. {_PICTURE}"
+    )
+    controlnet_preprocess: bool | None = _of(
+        "Make the control map from the picture (true), or take it as the map (false).", default=True
+    )
+    controlnet_conditioning_scale: Float | None = _of("Weight of the ControlNet.", default=1.0, minimum=0)
+    controlnet_early_stop: Float | None = _of(
+        "Share of the steps after which the ControlNet stops.", minimum=0, maximum=1
+    )
+
+    high_noise_frac: Float | None = _of(
+        "SDXL: share of the timesteps done by the base model, the rest by the refiner.",
+        default=0.8,
+        minimum=0,
+        maximum=1,
+    )
+    use_refiner: bool | None = _of("SDXL: use the refiner where the deployment has one.", default=True)
+    style_preset: Text | None = _of("SDXL: name of a style.", "watercolor")
+
+    ip_adapter_image: Image | None = _of(
+        f"The picture that an IP-Adapter takes as a prompt. Required on the ip-adapter route. {_PICTURE}"
+    )
+    ip_adapter_mask_image: Image | None = _of(f"White is where the IP-Adapter applies. {_PICTURE}")
+    ip_adapter_method: Method | None = _of("Which attentions the IP-Adapter drives.", default="full")
+    ip_adapter_mode: Mode | None = _of("How the IP-Adapter is applied.", default="base")
+    ip_adapter_scale: Float | None = _of("Weight of the IP-Adapter.", default=1.0, minimum=0, maximum=1)
+    transfer_images: dict[Text, list[Image]] | None = _of(
+        f"Trigger words and 1 to 4 sample pictures of what each stands for. {_PICTURE}"
+    )
+
+    log_prompt: bool | None = _of("Accepted for old callers; nothing is logged.", default=False)
+
+
+class ImageGeneration(BaseModel):
+    """One picture."""
+
+    image_b64: str | None = Field(description="The picture file in base64; null when it was removed for safety.")
+    removed_for_safety: bool
+    safety_score: float | None = Field(description="0 (harmless) to 1; null when nothing looked at the picture.")
+    seed: int = Field(description="Draws this picture again, alone.", ge=0, lt=SEEDS)
+
+
+class ImageGenerationResponse(BaseModel):
+    """All pictures of a request."""
+
+    images: list[ImageGeneration]
+    prediction_time_ms: float = Field(description="The whole request, in milliseconds.")
+    notices: list[str] = Field(description="What was cut or replaced on the way, in sentences.")
+
+
+class ValidationError(BaseModel):
+    """One thing wrong with a body."""
+
+    loc: list[str | int] = Field(description='Where: "body", then keys and positions.', examples=[["body", "steps"]])
+    msg: str = Field(description="What was given and what is allowed.")
+    type: str = Field(description="A stable name for the kind of mistake.")
+
+
+class HTTPValidationError(BaseModel):
+    """Everything wrong with a body."""
+
+    detail: list[ValidationError]
+
+
+class Failure(BaseModel):
+    """Why there is no picture."""
+
+    message: str = Field(description="What happened and what to do.")
+    reason: str = Field(description="A stable name for programs.", examples=["OVERLOADED"])
+
+
+class Submitted(BaseModel):
+    """An asynchronous request has its place."""
+
+    response_id: str
+    poll_url: str
+
+
+class Poll(BaseModel):
+    """How an asynchronous request is."""
+
+    response_id: str
+    status: str = Field(description="pending, running, completed or failed", json_schema_extra={"enum": list(STATES)})
+    response_url: str | None = Field(
+        default=None, description="Once completed or failed: answers as the request itself would have been answered."
+    )
+    error: dict[str, object] | None = Field(default=None, description="Once failed: the body of that answer.")
+
+
+class Health(BaseModel):
+    """How the service is."""
+
+    status: str = Field(json_schema_extra={"enum": ["serving", "not serving"]})

@@ -1,0 +1,145 @@
+"""What a caller gets: a status, headers, JSON. Faults keep the code and the reason that gRPC's callers get."""
+
+import binascii
+import json
+import logging
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from google.rpc import error_details_pb2
+from mediagen.v1 import image_pb2 as pb
+
+from server.rpc.errors import Fault, fault_of
+from server.rpc.interceptor import request_id
+
+log = logging.getLogger(__name__)
+
+BLOCKED = "PROMPT_BLOCKED"
+_STATUSES: Mapping[str, int] = {  # of gRPC's codes
+    "INVALID_ARGUMENT": 422,
+    "UNAUTHENTICATED": 401,
+    "PERMISSION_DENIED": 403,
+    "NOT_FOUND": 404,
+    "ALREADY_EXISTS": 409,
+    "FAILED_PRECONDITION": 409,
+    "RESOURCE_EXHAUSTED": 429,
+    "UNIMPLEMENTED": 501,
+    "UNAVAILABLE": 503,
+    "DEADLINE_EXCEEDED": 504,
+}
+_PATH = re.compile(r"(\w+)(?:\[(.+)\])?")  # of a field in a violation: "steps", "seeds[3]", "loras[name]"
+# JSON has one key where the proto has two fields.
+_KEYS: Mapping[str, str] = {"seeds": "seed"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A finished reply."""
+
+    status: int
+    content: bytes  # JSON
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def retry_seconds(self) -> float | None:
+        """None where trying again is no use."""
+        after = self.headers.get("retry-after")
+        return None if after is None else float(after)
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """One thing wrong with a body."""
+
+    where: tuple[str | int, ...]  # path of keys and positions; empty: the body
+    message: str
+    kind: str  # stable, for programs
+
+
+class Refused(Exception):
+    """Turned away before there was a request."""
+
+    def __init__(self, status: int, message: str, reason: str, retry_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.answer = of_message(status, message, reason, retry_seconds)
+
+
+def of_json(status: int, value: object) -> Answer:
+    """Any value that JSON has."""
+    return Answer(status, json.dumps(value, separators=(",", ":")).encode())
+
+
+def of_message(status: int, message: str, reason: str, retry_seconds: float | None = None) -> Answer:
+    """A sentence for people and a reason for programs."""
+    headers = {} if retry_seconds is None else {"retry-after": str(max(1, math.ceil(retry_seconds)))}
+    content = json.dumps({"message": message, "reason": reason}).encode()
+    return Answer(status, content, headers)
+
+
+def of_wrongs(wrongs: Iterable[Wrong]) -> Answer:
+    """422, everything at once."""
+    detail = [{"loc": ["body", *map(_printable, w.where)], "msg": w.message, "type": w.kind} for w in wrongs]
+    return of_json(422, {"detail": detail})
+
+
+def of_error(error: Exception) -> Answer:
+    """By the table of faults; what is not in it is a bug of ours and is logged."""
+    fault = fault_of(error)
+    if fault is None:
+        log.error("request %s failed", request_id.get(), exc_info=error)
+        return of_message(
+            500, f"a bug in the service; its log has the cause under request id {request_id.get()}", "BUG"
+        )
+    if fault.code.name == "INVALID_ARGUMENT" and fault.reason != BLOCKED:
+        return of_wrongs(wrongs_of(fault))
+    status = 400 if fault.reason == BLOCKED else _STATUSES.get(fault.code.name, 500)
+    return of_message(status, fault.message, fault.reason, _retry_seconds(fault))
+
+
+def wrongs_of(fault: Fault) -> list[Wrong]:
+    """The violations of an invalid request, in the words of JSON."""
+    violations = [
+        Wrong(_where(violation.field), violation.description, "value_error")
+        for detail in fault.details
+        if isinstance(detail, error_details_pb2.BadRequest)
+        for violation in detail.field_violations
+    ]
+    return violations or [Wrong((), fault.message, "value_error")]
+
+
+def of_pictures(reply: pb.GenerateResponse) -> Answer:
+    """200. Base64 needs no escapes, so a picture is copied once."""
+    parts = [b'{"images":[']
+    for position, image in enumerate(reply.images):
+        removed = image.safety_check == pb.SAFETY_CHECK_REMOVED
+        score = image.safety_score if image.HasField("safety_score") else None
+        parts += (
+            b',{"image_b64":' if position else b'{"image_b64":',
+            *((b"null",) if removed else (b'"', binascii.b2a_base64(image.data, newline=False), b'"')),
+            f',"removed_for_safety":{json.dumps(removed)},"safety_score":{json.dumps(score)},"seed":{image.seed}}}'.encode(),
+        )
+    end = {"prediction_time_ms": reply.timings.total_ms, "notices": list(reply.notices)}
+    parts += (b"],", json.dumps(end, separators=(",", ":")).encode()[1:])
+    return Answer(200, b"".join(parts))
+
+
+def _retry_seconds(fault: Fault) -> float | None:
+    for detail in fault.details:
+        if isinstance(detail, error_details_pb2.RetryInfo):
+            return float(detail.retry_delay.ToTimedelta().total_seconds())
+    return None
+
+
+def _where(path: str) -> tuple[str | int, ...]:
+    found = _PATH.fullmatch(path)
+    if found is None:
+        return (path,)
+    name, inside = _KEYS.get(found[1], found[1]), found[2]
+    return (name,) if inside is None else (name, int(inside) if inside.isdecimal() else inside)
+
+
+def _printable(part: str | int) -> str | int:
+    """Half of a surrogate pair can be in no UTF-8."""
+    return part if isinstance(part, int) else part.encode("utf-8", "backslashreplace").decode()
