@@ -37,6 +37,7 @@ from server.engines.port import Array, Spec, Tensors
 from server.engines.supervisor import EmbeddedTriton
 from server.engines.triton import TritonEngines
 from server.families.base import Run
+from server.prompt_filter import nothing_blocked
 from server.rpc.image_service import ImageService
 from server.rpc.interceptor import CallInterceptor
 from server.scheduler import StepScheduler
@@ -128,8 +129,10 @@ async def prepared(repository: Path, steps: int, cache: Path) -> AsyncIterator[B
         port = server.add_insecure_port("127.0.0.1:0")
         names = [spec.name for spec in engine.specs]
         on_demand = OnDemandEngines(engines, dict.fromkeys(names, 0), budget=0)
-        run = _timed(StepScheduler(on_demand).run, engines.spent)
-        image_pb2_grpc.add_ImageServiceServicer_to_server(ImageService(catalog, run, Admission(1)), server)
+        scheduler = StepScheduler(on_demand)
+        run = _timed(scheduler.run, engines.spent)
+        service = ImageService(catalog, run, Admission(1), nothing_blocked, scheduler.meter.seconds)
+        image_pb2_grpc.add_ImageServiceServicer_to_server(service, server)
         channel = grpc.aio.insecure_channel(triton.address)
         caller = None
         try:

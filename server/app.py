@@ -65,7 +65,7 @@ async def service(settings: Settings) -> AsyncIterator[Ports]:
     """The running service; yields its ports. Leaving it refuses new calls, lets the running ones end within the grace
     time, and stops everything that was started.
 
-    Raises `ValueError` for a model repository that is none or a preload, safety stage or prompt filter that cannot be, `AddressTaken`,
+    Raises `ValueError` for a model repository that is none and for a setting that cannot be, `AddressTaken`,
     `TritonStartError`, `EngineFault`.
     """
     prompt_filter = nothing_blocked if settings.prompt_filter is None else read_word_list(settings.prompt_filter)

@@ -5,7 +5,7 @@ Whole words count, and any white space or punctuation may stand between the word
 """
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -13,15 +13,15 @@ from typing import Protocol
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 
 
-class PromptBlocked(Exception):
-    """The prompt filter refuses a text of the request. Says where; what the list holds is the deployment's."""
-
-    def __init__(self, field: str) -> None:
-        super().__init__(f"{field}: {REFUSAL}")
-        self.field = field
-
-
 REFUSAL = "this service does not draw what it asks for; word it differently"
+
+
+class PromptBlocked(Exception):
+    """The prompt filter refuses texts of the request. Says which fields; what the list holds is the deployment's."""
+
+    def __init__(self, fields: Sequence[str]) -> None:
+        super().__init__("; ".join(f"{field}: {REFUSAL}" for field in fields))
+        self.fields = tuple(fields)
 
 
 class PromptFilter(Protocol):
@@ -29,6 +29,11 @@ class PromptFilter(Protocol):
     deployment with a filter of its own gives any function of this type to `ImageService` in `server/app.py`."""
 
     async def __call__(self, text: str) -> bool: ...
+
+
+async def nothing_blocked(text: str) -> bool:
+    """The filter of a service without one."""
+    return False
 
 
 class WordList:

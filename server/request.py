@@ -20,6 +20,7 @@ from server.images import BadImage, decode, decode_mask
 from server.pictures import JPEG, PNG
 from server.plan import UNGUIDED, Plan
 from server.prompts.styles import STYLES, nearest
+from server.prompts.weights import parse
 from server.samplers import SAMPLERS
 from server.samplers.base import Sampler
 from server.wording import Wording, read_texts
@@ -205,6 +206,12 @@ def _wording(request: pb.GenerateRequest) -> Wording:
     return wording.styled(STYLES[request.style_preset]) if request.style_preset else wording
 
 
+def positive_texts(request: pb.GenerateRequest) -> Mapping[str, str]:
+    """What a request wants to see, by field, without brackets and weights; what is too long to be read left out."""
+    texts = {"prompt": request.prompt, "prompt_2": request.prompt_2}
+    return {field: parse(text).text for field, text in texts.items() if len(text) <= MAX_PROMPT}
+
+
 def _within(least: float, most: float) -> "_Check":
     return lambda value: "" if least <= value <= most else f"{value:.15g} is not in {least:.15g}..{most:.15g}"
 
@@ -237,11 +244,7 @@ def _size(request: pb.GenerateRequest, engine: Engine | None) -> tuple[Size, lis
     if engine is None:  # sizes are the engine's; one violation says so already
         return Size(0, 0), []
     family = engine.family
-    default = family.default_size
-    size = Size(
-        request.width if request.HasField("width") else default.width,
-        request.height if request.HasField("height") else default.height,
-    )
+    size = _asked_size(request, engine)
     if size in family.sizes:
         return size, []
     fields = [field for field in ("width", "height") if request.HasField(field)]
@@ -249,6 +252,21 @@ def _size(request: pb.GenerateRequest, engine: Engine | None) -> tuple[Size, lis
     sizes = ", ".join(map(str, family.sizes))
     description = f"{size} is not a size of {engine.card.name}{nearest}; allowed are {sizes}"
     return size, [Violation(field, description) for field in fields]
+
+
+def _asked_size(request: pb.GenerateRequest, engine: Engine) -> Size:
+    default = engine.family.default_size
+    return Size(
+        request.width if request.HasField("width") else default.width,
+        request.height if request.HasField("height") else default.height,
+    )
+
+
+def nearest_supported(request: pb.GenerateRequest, catalog: Catalog) -> Size | None:
+    """The size nearest to the one a request asks for; None for an unknown engine and for a side that is not above 0."""
+    engine = catalog.get(request.engine)
+    size = None if engine is None else _asked_size(request, engine)
+    return None if engine is None or size is None or min(size) <= 0 else nearest_size(size, engine.family.sizes)
 
 
 def nearest_size(size: Size, sizes: tuple[Size, ...]) -> Size:

@@ -45,7 +45,7 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
         engine_memory=_memory(environment, "MEDIAGEN_ENGINE_MEMORY"),
         preload=_names(environment, "MEDIAGEN_PRELOAD"),
         safety=_names(environment, "MEDIAGEN_SAFETY"),
-        prompt_filter=Path(environment["MEDIAGEN_PROMPT_FILTER"]) if "MEDIAGEN_PROMPT_FILTER" in environment else None,
+        prompt_filter=_file(environment, "MEDIAGEN_PROMPT_FILTER"),
         cache=Path(environment.get("MEDIAGEN_CACHE", Path.home() / ".cache" / "mediagen")),
         max_requests=_positive(environment, "MEDIAGEN_MAX_REQUESTS", 64),
         grace_seconds=_positive(environment, "MEDIAGEN_GRACE_SECONDS", 30),
@@ -66,6 +66,12 @@ def _address(environment: Mapping[str, str], name: str, default: str, *words: st
 def _names(environment: Mapping[str, str], name: str) -> tuple[str, ...]:
     """Parted by commas or white space, each once."""
     return tuple(dict.fromkeys(re.findall(r"[^,\s]+", environment.get(name, ""))))
+
+
+def _file(environment: Mapping[str, str], name: str) -> Path | None:
+    """An empty variable counts as none."""
+    value = environment.get(name, "")
+    return None if value == "" else Path(value)
 
 
 def _positive(environment: Mapping[str, str], name: str, default: int) -> int:

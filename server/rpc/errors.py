@@ -14,6 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from server.admission import Overloaded
 from server.engines.port import EngineNoRoom, EngineOverloaded, EngineTimeout, EngineUnavailable
+from server.prompt_filter import REFUSAL, PromptBlocked
 from server.request import InvalidRequest
 
 DOMAIN = "mediagen"
@@ -43,6 +44,12 @@ def fault_of(error: Exception) -> Fault | None:
             ]
             bad_request = error_details_pb2.BadRequest(field_violations=violations)
             return Fault(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", str(error), (bad_request,))
+        case PromptBlocked():
+            refusals = [
+                error_details_pb2.BadRequest.FieldViolation(field=field, description=REFUSAL) for field in error.fields
+            ]
+            bad_request = error_details_pb2.BadRequest(field_violations=refusals)
+            return Fault(grpc.StatusCode.INVALID_ARGUMENT, "PROMPT_BLOCKED", str(error), (bad_request,))
         case Overloaded():
             return Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", str(error), (_retry(error.retry_seconds),))
         case EngineOverloaded():

@@ -1,7 +1,6 @@
 """A safety checker of the real architecture, exported beside an engine and run, decides as diffusers does."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,6 @@ from server.catalog import read_catalog
 from server.engines import golden
 from server.engines.local import LocalEngines
 from server.safety import Removed, normalised, safety_checker, verdict, with_checker
-
-Margins = Sequence[float]
 
 
 def pictures() -> list[np.ndarray]:
@@ -60,7 +57,9 @@ def checker_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def with_checker(checkpoint_folder: Path, checker_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def rendered_with_checker(
+    checkpoint_folder: Path, checker_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The tiny checkpoint of SD 1.5, exported with it by the command."""
     out = tmp_path_factory.mktemp("rendered")
     arguments = ["sd15", "--checkpoint", str(checkpoint_folder), "--safety-checker", str(checker_folder)]
@@ -68,17 +67,19 @@ def with_checker(checkpoint_folder: Path, checker_folder: Path, tmp_path_factory
     return out
 
 
-async def test_the_exported_checker_decides_as_diffusers_does(with_checker: Path, checker_folder: Path) -> None:
-    card = read_catalog(with_checker)["sd15"].card
+async def test_the_exported_checker_decides_as_diffusers_does(
+    rendered_with_checker: Path, checker_folder: Path
+) -> None:
+    card = read_catalog(rendered_with_checker)["sd15"].card
     assert card.safety_checker
     assert card.source == "tiny + safety_checker"
     spec = safety_checker(card)
-    assert f"| {spec.name} " in (with_checker / "sd15.parity.md").read_text()
+    assert f"| {spec.name} " in (rendered_with_checker / "sd15.parity.md").read_text()
     reference = StableDiffusionSafetyChecker.from_pretrained(checker_folder, torch_dtype=torch.float32)
-    home = LocalEngines(with_checker, [spec])
+    home = LocalEngines(rendered_with_checker, [spec])
     try:
         await home.load(spec.name)
-        await golden.check(home, with_checker, [spec])
+        await golden.check(home, rendered_with_checker, [spec])
 
         async def run(network: object, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             return await home.run(spec.name, inputs)

@@ -12,6 +12,7 @@ from mediagen.v1 import image_pb2_grpc
 from server.admission import Admission
 from server.catalog import Catalog
 from server.engines.port import Spec
+from server.prompt_filter import WordList
 from server.rpc.image_service import ImageService
 from server.rpc.interceptor import CallInterceptor
 from server.scheduler import StepScheduler
@@ -39,10 +40,11 @@ class Served:
 
 @pytest.fixture
 async def served(catalog: Catalog, fake_engines: FakeEngines) -> AsyncIterator[Served]:
-    """Two permits."""
+    """Two permits, and a filter with one word."""
     scheduler, admission = StepScheduler(fake_engines), Admission(2)
     server = grpc.aio.server(interceptors=(CallInterceptor(),))
-    image_pb2_grpc.add_ImageServiceServicer_to_server(ImageService(catalog, scheduler.run, admission), server)
+    service = ImageService(catalog, scheduler.run, admission, WordList("gun"), scheduler.meter.seconds)
+    image_pb2_grpc.add_ImageServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
