@@ -6,7 +6,6 @@ import uuid
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from typing import TypeVar
 
 from fastapi import FastAPI, Request, Response
@@ -202,7 +201,7 @@ def application(facade: Facade) -> ASGIApp:
         summary="Whether it serves",
         responses=document.HEALTH,
     )
-    content = json.dumps(document.document(app, version("mediagen"))).encode()
+    content = json.dumps(document.document(app)).encode()
 
     def openapi() -> Response:
         return _response(Answer(200, content))

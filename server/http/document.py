@@ -106,9 +106,9 @@ REQUEST: dict[str, Any] = {
 }
 
 
-def document(app: FastAPI, version: str) -> dict[str, Any]:
+def document(app: FastAPI) -> dict[str, Any]:
     """Of the routes that the application has."""
-    made = get_openapi(title="mediagen", version=version, description=_DESCRIPTION, routes=app.routes)
+    made = get_openapi(title="mediagen", version="1", description=_DESCRIPTION, routes=app.routes)
     _, schemas = models_json_schema([(ImageGenerationRequest, "validation")], ref_template=_REFERENCE)
     made["components"]["schemas"] |= schemas["$defs"]
     return made
