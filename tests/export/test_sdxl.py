@@ -248,7 +248,7 @@ def test_a_unet_of_ssds_blocks_is_exported_by_the_same_recipe(tmp_path: Path) ->
     assert row.passed, row
 
 
-@pytest.mark.parametrize("with_refiner", [False, True])
+@pytest.mark.parametrize("with_refiner", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_an_inpainting_unet_is_told_by_its_channels_and_its_refiner_has_none(
     tmp_path: Path, refiner_folder: Path, *, with_refiner: bool
 ) -> None:
