@@ -1,13 +1,19 @@
 """A request becomes a plan, or every violation at once."""
 
 import math
+from dataclasses import fields, replace
+from io import BytesIO
 from typing import Any
 
+import numpy as np
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from mediagen.v1 import image_pb2 as pb
+from PIL import Image as PillowImage
 
+from server.canvas import FromNoise
 from server.catalog import Catalog
+from server.engines.port import Array
 from server.families.base import Size
 from server.families.sd15 import FAMILY
 from server.plan import Plan
@@ -54,7 +60,6 @@ def test_defaults_are_those_of_the_api(catalog: Catalog, request_message: pb.Gen
         ("width", 513, "the nearest is 512x512"),
         ("height", -512, "allowed are 512x512"),
         ("width", 0, "allowed are 512x512"),
-        ("sampler", pb.SAMPLER_PNDM, "DDIM"),
         ("sampler", 99, "DDIM"),
         ("image_encoding", 9, "JPEG and PNG"),
     ],
@@ -255,3 +260,87 @@ def test_changing_any_field_changes_the_plan_or_is_refused_by_name(
         refused = set()
         assert (after != before) != (name in ALWAYS_NO_OPS[engine])
     assert refused <= {name}
+
+
+def file_of(pixels: Array) -> bytes:
+    file = BytesIO()
+    PillowImage.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def content(made: Plan) -> tuple[object, ...]:
+    """A plan as comparable values: pictures by their bytes."""
+    start = [getattr(made.start, field.name) for field in fields(made.start)]
+    told = [value.tobytes() if isinstance(value, np.ndarray) else value for value in start]
+    return (type(made.start), *told, replace(made, start=FromNoise()))
+
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+MASK = np.zeros((64, 64), np.uint8)
+MASK[20:30, 24:40] = 255
+BESIDE = np.roll(MASK, 8, axis=1)
+WITH_PICTURES: dict[str, Any] = {
+    "init_image": file_of(PICTURE[::-1]),
+    "strength": 0.5,
+    "mask_image": file_of(BESIDE),
+    "outpainting": True,
+    "inpaint_full_res": False,
+    "inpaint_full_res_padding": 8,
+}
+
+
+@pytest.mark.parametrize("engine", ["sd15", "sdxl"])
+@pytest.mark.parametrize("name", WITH_PICTURES)
+def test_beside_pictures_changing_a_field_of_theirs_changes_the_plan(
+    catalog: Catalog, sdxl_catalog: Catalog, engine: str, name: str
+) -> None:
+    engines = {**catalog, **sdxl_catalog}
+    request = pb.GenerateRequest(
+        engine=engine,
+        prompt="a red house",
+        seed=SEED,
+        init_image=file_of(PICTURE),
+        mask_image=file_of(MASK),
+        inpaint_full_res=True,
+    )
+    before = content(plan(request, engines))
+    assert content(plan(request, engines)) == before
+    setattr(request, name, WITH_PICTURES[name])
+    assert content(plan(request, engines)) != before
+
+
+@pytest.mark.parametrize(
+    "name", ["strength", "mask_image", "outpainting", "inpaint_full_res", "inpaint_full_res_padding"]
+)
+def test_what_works_on_a_picture_is_refused_without_one(
+    catalog: Catalog, request_message: pb.GenerateRequest, name: str
+) -> None:
+    setattr(request_message, name, {**WITH_PICTURES, "inpaint_full_res": True}[name])
+    assert "leave it out" in violations_of(request_message, catalog)[name]
+
+
+def test_files_that_are_no_pictures_are_told_by_field(catalog: Catalog, request_message: pb.GenerateRequest) -> None:
+    request_message.init_image, request_message.mask_image = b"GIF89a", b"x"
+    assert violations_of(request_message, catalog).keys() == {"init_image", "mask_image"}
+
+
+def test_a_mask_without_white_is_told(catalog: Catalog, request_message: pb.GenerateRequest) -> None:
+    request_message.init_image, request_message.mask_image = file_of(PICTURE), file_of(np.zeros((8, 8), np.uint8))
+    assert violations_of(request_message, catalog).keys() == {"mask_image"}
+
+
+@pytest.mark.parametrize(("steps", "strength", "walked"), [(30, 0.8, 24), (30, 1.0, 30), (10, 0.05, 1), (1, 0.8, 1)])
+def test_strength_shortens_the_run_to_one_step_at_least(
+    catalog: Catalog, request_message: pb.GenerateRequest, steps: int, strength: float, walked: int
+) -> None:
+    request_message.init_image = file_of(PICTURE)
+    request_message.steps, request_message.strength = steps, strength
+    assert len(plan(request_message, catalog).walked) == walked
+
+
+@pytest.mark.parametrize(("given", "allowed"), [(0, "1..3"), (4, "1..3"), (-1, "1..3")])
+def test_as_many_layers_may_be_skipped_as_leave_one(
+    catalog: Catalog, request_message: pb.GenerateRequest, given: int, allowed: str
+) -> None:
+    request_message.clip_skip = given
+    assert allowed in violations_of(request_message, catalog)["clip_skip"]
