@@ -59,6 +59,16 @@ class Client:
         finally:
             call.cancel()
 
+    def explain(self, request: image_pb2.GenerateRequest, timeout: float | None = None) -> image_pb2.ExplainResponse:
+        """What would run, and what is wrong with the request; nothing is drawn. Raises `MediagenError`."""
+        try:
+            reply: image_pb2.ExplainResponse = self._images.Explain(
+                image_pb2.ExplainRequest(request=request), timeout=timeout
+            )
+        except grpc.RpcError as error:
+            raise _readable(error) from error
+        return reply
+
     def engines(self, timeout: float | None = None) -> Sequence[engine_pb2.Engine]:
         """The engines of the service, by name. Raises `MediagenError`."""
         try:

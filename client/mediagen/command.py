@@ -1,17 +1,20 @@
-"""The `mediagen` command: generate, engines, serve."""
+"""The `mediagen` command: generate, explain, engines, serve."""
 
 import json
 import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import wraps
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -33,11 +36,9 @@ Address = Annotated[str, typer.Option(envvar="MEDIAGEN_GRPC_ADDRESS", help="host
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
 
 
-@app.command()
-def generate(
+def _request(
     prompt: Annotated[str, typer.Argument(help="what the picture shows")],
     engine: Annotated[str, typer.Option(help="engine name, see `mediagen engines`")] = "sd15",
-    output: Annotated[Path, typer.Option("--output", "-o", help="file to write, .png or .jpg")] = Path("picture.png"),
     prompt_2: Annotated[str | None, typer.Option(help="SDXL: for its second text encoder (default: PROMPT)")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="what it must not show")] = None,
     negative_prompt_2: Annotated[
@@ -56,15 +57,9 @@ def generate(
         typer.Option("--refiner/--no-refiner", help="SDXL: use a refiner where there is one (default: yes)"),
     ] = None,
     num_images: Annotated[int | None, typer.Option("--num-images", "-n", help="pictures, 1 to 16 (default: 1)")] = None,
-    timeout: Annotated[float | None, typer.Option(help="seconds for the whole call")] = None,
-    address: Address = DEFAULT_ADDRESS,
-    start_service: Annotated[bool, typer.Option(help="start a service for this call and stop it afterwards")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Draw pictures. Several get their number in the file name: picture-0.png, picture-1.png."""
-    if output.suffix.lower() not in _SUFFIXES:
-        raise typer.BadParameter(f"{output} must end in {', '.join(_SUFFIXES)}", param_hint="--output")
-    request = pb.GenerateRequest(image_encoding=_SUFFIXES[output.suffix.lower()])
+) -> pb.GenerateRequest:
+    """What the options of a command ask for."""
+    request = pb.GenerateRequest()
     _set(request, "engine", engine, "--engine")
     _set(request, "prompt", prompt, "PROMPT")
     if prompt_2 is not None:
@@ -92,6 +87,38 @@ def generate(
     else:
         for value in seed or ():
             _set(request.seeds.add(), "value", value, "--seed")
+    return request
+
+
+def _asking(command: Callable[..., None]) -> Callable[..., None]:
+    """`command`, whose first parameter is a request, with the options that make one in its place."""
+    own = signature(command)
+    options = signature(_request).parameters
+    parameters = (*options.values(), *list(own.parameters.values())[1:])
+
+    @wraps(command)
+    def run(**given: Any) -> None:  # every option by its name, as typer reads them from the signature
+        command(_request(**{name: given.pop(name) for name in options}), **given)
+
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    vars(run)["__signature__"] = own.replace(parameters=parameters)
+    return run
+
+
+@app.command()
+@_asking
+def generate(
+    request: pb.GenerateRequest,
+    output: Annotated[Path, typer.Option("--output", "-o", help="file to write, .png or .jpg")] = Path("picture.png"),
+    timeout: Annotated[float | None, typer.Option(help="seconds for the whole call")] = None,
+    address: Address = DEFAULT_ADDRESS,
+    start_service: Annotated[bool, typer.Option(help="start a service for this call and stop it afterwards")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Draw pictures. Several get their number in the file name: picture-0.png, picture-1.png."""
+    if output.suffix.lower() not in _SUFFIXES:
+        raise typer.BadParameter(f"{output} must end in {', '.join(_SUFFIXES)}", param_hint="--output")
+    request.image_encoding = _SUFFIXES[output.suffix.lower()]
     with _errors(), _service(address) if start_service else nullcontext(), Client(address) as client:
         report = _draw(client, request, output, timeout)
     if as_json:
@@ -100,9 +127,24 @@ def generate(
     for notice in report["notices"]:
         people.print(Text.assemble(("note:", "yellow"), f" {notice}"), soft_wrap=True)
     for image in report["images"]:
-        people.print(f"{image['file']}  seed {image['seed']}", soft_wrap=True)
+        where = "removed by the safety stage" if image["file"] is None else image["file"]
+        people.print(f"{where}  seed {image['seed']}", soft_wrap=True)
     milliseconds = report["milliseconds"]
     people.print("  ".join(f"{phase} {milliseconds[phase]:.0f} ms" for phase in _PHASES), style="dim", soft_wrap=True)
+
+
+@app.command()
+@_asking
+def explain(request: pb.GenerateRequest, address: Address = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
+    """Tell what a request would run and how long it would take, or what is wrong with it; nothing is drawn."""
+    with _errors(), Client(address) as client:
+        reply = client.explain(request, timeout=60)
+    if as_json:
+        print(json.dumps(_as_dict(reply), ensure_ascii=False))  # noqa: T201
+    else:
+        _tell(reply)
+    if reply.violations:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -135,6 +177,28 @@ def serve() -> None:
     os.execv(sys.executable, [sys.executable, "-m", "server"])
 
 
+def _tell(reply: pb.ExplainResponse) -> None:
+    """An explanation in a table: the parameters, the networks with their executions, the time."""
+    for violation in reply.violations:
+        people.print(Text.assemble((violation.field, "red"), f": {violation.description}"), soft_wrap=True)
+    if reply.violations:
+        return
+    table = Table("", "", show_header=False)
+    for name, value in _as_dict(reply.effective).items():
+        if name != "models":
+            table.add_row(name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+    table.add_section()
+    for model in reply.effective.models:
+        count = reply.executions[model]
+        table.add_row(model, f"{count} execution{'' if count == 1 else 's'}")
+    table.add_section()
+    waiting = f"not known before {', '.join(reply.unmeasured)} has run once"
+    table.add_row("time", f"{reply.estimated_ms / 1e3:.1f} s" if reply.HasField("estimated_ms") else waiting)
+    Console(markup=False, emoji=False, highlight=False).print(table)
+    for notice in reply.notices:
+        people.print(Text.assemble(("note:", "yellow"), f" {notice}"), soft_wrap=True)
+
+
 def _draw(client: Client, request: pb.GenerateRequest, output: Path, timeout: float | None) -> dict[str, Any]:
     """Run the request with a progress bar and write its files; returns what to tell."""
     begin = time.perf_counter()
@@ -152,27 +216,35 @@ def _draw(client: Client, request: pb.GenerateRequest, output: Path, timeout: fl
                     progress.update(task, description="denoising", total=total)
                     report["request_id"] = response.accepted.request_id
                     report["notices"] = list(response.accepted.notices)
-                    report["effective"] = MessageToDict(
-                        response.accepted.effective,
-                        preserving_proto_field_name=True,
-                        always_print_fields_with_no_presence=True,
-                    )
+                    report["effective"] = _as_dict(response.accepted.effective)
                 case "progress":
                     done += 1
                     progress.update(task, completed=done)
                 case "image":
-                    file = output if count == 1 else output.with_stem(f"{output.stem}-{response.image.index}")
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    file.write_bytes(response.image.data)
-                    report["images"].append(
-                        {"file": str(file), "index": response.image.index, "seed": response.image.seed}
+                    image = response.image
+                    file = (
+                        None if image.safety_check == pb.SAFETY_CHECK_REMOVED else _numbered(output, count, image.index)
                     )
+                    if file is not None:
+                        file.parent.mkdir(parents=True, exist_ok=True)
+                        file.write_bytes(image.data)
+                    place = None if file is None else str(file)
+                    report["images"].append({"file": place, "index": image.index, "seed": image.seed})
                 case "summary":
                     timings = response.summary.timings
                     report["milliseconds"] = {phase: round(getattr(timings, f"{phase}_ms"), 1) for phase in _PHASES}
     report["milliseconds"]["call"] = round((time.perf_counter() - begin) * 1e3, 1)
     report["images"].sort(key=lambda image: image["index"])
     return report
+
+
+def _numbered(output: Path, count: int, index: int) -> Path:
+    return output if count == 1 else output.with_stem(f"{output.stem}-{index}")
+
+
+def _as_dict(message: Message) -> dict[str, Any]:
+    """By the names of the API, zeros and empty lists included."""
+    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
 
 
 def _sampler(name: str) -> pb.Sampler:

@@ -100,6 +100,33 @@ def test_engines_lists_names_sizes_and_samplers(mediagen) -> None:
     assert "sd15" in mediagen("engines").stdout
 
 
+def test_explain_tells_what_would_run_and_draws_nothing(mediagen, tmp_path: Path) -> None:
+    mediagen("generate", "a house", "-o", "p.png", *QUICK)
+    (tmp_path / "p.png").unlink()
+    asked = ("explain", "a red house", "--sampler", "heun", "--seed", "5", "-n", "2", "--size", "384x704")
+    result = mediagen(*asked)
+    assert result.exit_code == 0, result.stderr
+    told = dict(row for row in (line.strip("│ ").split("│") for line in result.stdout.splitlines()) if len(row) == 2)
+    told = {name.strip(): value.strip() for name, value in told.items()}
+    assert (told["seeds"], told["sampler"], told["steps"]) == ("5, 6", "SAMPLER_HEUN", "30")
+    assert told["sd15_unet"] == f"{2 * 59} executions"
+    assert told["sd15_text_encoder"] == "1 execution"
+    assert told["time"].endswith(" s")
+    reply = json.loads(mediagen(*asked, "--json").stdout)
+    assert reply["executions"]["sd15_unet"] == 118
+    assert reply["estimated_ms"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_explain_names_everything_that_is_wrong(mediagen) -> None:
+    result = mediagen("explain", "a house", "--steps", "201", "--size", "500x500")
+    assert result.exit_code == 1
+    assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["width", "height", "steps"]
+    reply = json.loads(mediagen("explain", "a house", "--size", "500x500", "--json").stdout)
+    assert reply["nearest_size"] == {"width": 512, "height": 512}
+    assert [violation["field"] for violation in reply["violations"]] == ["width", "height"]
+
+
 def test_no_service_is_one_sentence() -> None:
     result = CliRunner().invoke(app, ["engines", "--address", "127.0.0.1:1"])
     assert result.exit_code == 1

@@ -36,12 +36,11 @@ async def test_a_request_is_told_as_it_would_run_and_nothing_runs(served: Served
 
 
 async def test_after_a_picture_the_time_is_known_for_every_size(served: Served) -> None:
-    reply = await served.stub.Generate(SMALL)
+    await served.stub.Generate(SMALL)
     for request in (SMALL, changed(width=512, height=512, num_images=16)):
         told = await explained(served, request)
         assert not told.unmeasured
         assert told.estimated_ms > 0
-    assert (await explained(served, SMALL)).estimated_ms < reply.timings.total_ms
 
 
 async def test_every_permit_may_be_taken(served: Served) -> None:
