@@ -14,7 +14,9 @@ def test_without_any_variable_everything_has_a_default() -> None:
     assert settings.grpc_address == "127.0.0.1:50051"
     assert settings.triton == "embedded"
     assert (settings.model_repository / "sd15.json").is_file()
-    assert settings.preload == ()
+    assert settings.preload == settings.safety == ()
+    assert settings.prompt_filter is None
+    assert read({"MEDIAGEN_PROMPT_FILTER": ""}).prompt_filter is None
 
 
 def test_engines_may_take_half_of_the_memory_of_the_machine_or_its_container(
@@ -37,6 +39,8 @@ def test_every_variable_is_read() -> None:
             "MEDIAGEN_TRITON": "triton:8001",
             "MEDIAGEN_ENGINE_MEMORY": "3G",
             "MEDIAGEN_PRELOAD": "sd15, mine,sd15",
+            "MEDIAGEN_SAFETY": "sdxl sd15",
+            "MEDIAGEN_PROMPT_FILTER": "/words.txt",
             "MEDIAGEN_CACHE": "/cache",
             "MEDIAGEN_MAX_REQUESTS": "3",
             "MEDIAGEN_GRACE_SECONDS": "4",
@@ -45,6 +49,7 @@ def test_every_variable_is_read() -> None:
     )
     assert (settings.grpc_address, settings.triton, settings.log_level) == ("0.0.0.0:1", "triton:8001", "DEBUG")
     assert (settings.model_repository, settings.cache) == (Path("/models"), Path("/cache"))
+    assert (settings.safety, settings.prompt_filter) == (("sdxl", "sd15"), Path("/words.txt"))
     assert (settings.engine_memory, settings.preload) == (3 * 2**30, ("sd15", "mine"))
     assert (settings.max_requests, settings.grace_seconds) == (3, 4)
 
