@@ -1,7 +1,8 @@
 """Pixel work before and after the engines: what the model is shown of a given picture, and how what it painted is put
 back. Plain numpy and Pillow; knows nothing of requests, files, latents' values or networks.
 
-Resizing and masks follow diffusers' `VaeImageProcessor` (LANCZOS, masks binarised at 0.5, `get_crop_region`).
+Resizing, masks and crops follow diffusers' `VaeImageProcessor` (LANCZOS, binarised at 0.5, `get_crop_region`). The
+fill of unknown areas is the pull-push of Gortler et al. 1996, "The Lumigraph", section 3.4.2.
 """
 
 from dataclasses import dataclass
@@ -9,11 +10,17 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image as PillowImage
+from PIL import ImageFilter
 
 from server.engines.port import Array
 
 _LANCZOS = PillowImage.Resampling.LANCZOS
+_BILINEAR = PillowImage.Resampling.BILINEAR
+_LOBES = 3  # pixels to each side that LANCZOS makes one of
 _PAINT = 128  # of 255: from here on a mask says "paint", diffusers' 0.5
+_GRAIN = 8.0  # of 255, standard deviation: a smooth fill alone tells a model that the place is to stay smooth
+_RING = 4  # pixels around a mask whose error is taken for that of the autoencoder beside it
+_MAX_ERROR = 24.0  # of 255: an autoencoder's error is smaller; what differs by more shows something else
 
 
 class Box(NamedTuple):
@@ -67,19 +74,32 @@ def inpainting(
     """
     canvas_mask = _resized(mask, size) >= _PAINT
     if not canvas_mask.any():
-        raise NothingToPaint("the mask is black everywhere at the requested size; paint the area to fill white")
+        raise NothingToPaint("the mask is black everywhere at the requested size; paint white what is to be filled")
+    if outpainting:
+        image = continued(_resized_known(image, mask, canvas_mask), canvas_mask)
     canvas = _resized(image, size)
-    box = Box(0, 0, *size) if padding is None else crop_box(canvas_mask, size, padding)
-    return Inpainting(canvas, canvas_mask, canvas, canvas_mask, box)
+    if padding is None:
+        return Inpainting(canvas, canvas_mask, canvas, canvas_mask, Box(0, 0, *size))
+    box = crop_box(canvas_mask, padding)
+    seen_mask = _resized(mask, size, _scaled(box, size, mask)) >= _PAINT
+    return Inpainting(_resized(image, size, _scaled(box, size, image)), seen_mask, canvas, canvas_mask, box)
 
 
 def paste(painted: Array, inpainting: Inpainting) -> Array:
     """The canvas with what the model painted (height width 3, uint8, at the plan's size) where the mask says so, and
-    nowhere else."""
+    nowhere else.
+
+    The autoencoder gives back even what was not painted in slightly other colours, which would show as a seam. Its
+    error next to the mask is known; it is continued into the mask and taken off.
+    """
     left, top, right, bottom = inpainting.box
     result = inpainting.canvas.copy()
-    inside = inpainting.canvas_mask[top:bottom, left:right]
-    result[top:bottom, left:right][inside] = _resized(painted, (right - left, bottom - top))[inside]
+    around, inside = result[top:bottom, left:right], inpainting.canvas_mask[top:bottom, left:right]
+    placed = _resized(painted, (right - left, bottom - top)).astype(np.float32)
+    error = placed - around
+    trusted = _grown(inside, _RING) & ~inside & (np.abs(error).max(axis=2) < _MAX_ERROR)
+    corrected = placed - _pulled_and_pushed(error, trusted[..., None].astype(np.float32))
+    around[inside] = corrected[inside].round().clip(0, 255).astype(np.uint8)
     return result
 
 
@@ -93,11 +113,87 @@ def latent_mask(mask: Array, pixels_per_latent: int) -> Array:
     return nearest[None].astype(np.float32)
 
 
-def crop_box(mask: Array, size: tuple[int, int], padding: int) -> Box:
-    """The surroundings of a mask (height width, bool, painted somewhere) in the shape of `size`, inside the picture."""
-    raise NotImplementedError
+def crop_box(mask: Array, padding: int) -> Box:
+    """The surroundings of a mask (height width, bool, painted somewhere) in the shape of the whole, inside of it."""
+    height, width = mask.shape
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    left, right = max(int(columns[0]) - padding, 0), min(int(columns[-1]) + 1 + padding, width)
+    top, bottom = max(int(rows[0]) - padding, 0), min(int(rows[-1]) + 1 + padding, height)
+    if (right - left) * height > (bottom - top) * width:
+        top, bottom = _lengthened(top, bottom, int((right - left) * height / width), height)
+    else:
+        left, right = _lengthened(left, right, int((bottom - top) * width / height), width)
+    return Box(left, top, right, bottom)
 
 
-def _resized(pixels: Array, size: tuple[int, int]) -> Array:
-    """height width [3], uint8."""
-    return np.asarray(PillowImage.fromarray(pixels).resize(size, _LANCZOS))
+def _lengthened(begin: int, end: int, length: int, limit: int) -> tuple[int, int]:
+    """A span of at least `length` around begin..end, moved and cut so that it lies in 0..limit."""
+    growth = max(length - (end - begin), 0)
+    begin -= growth // 2
+    begin = max(min(begin, limit - length), 0)
+    return begin, min(max(begin + length, end), limit)
+
+
+def continued(pixels: Array, unknown: Array) -> Array:
+    """`pixels` (height width 3, uint8) with the unknown ones (height width, bool) made of the known: close to these
+    their own colours, the farther away the smoother, and some grain. What is known stays as it is."""
+    known = ~unknown[..., None]
+    filled = _pulled_and_pushed(pixels.astype(np.float32), known.astype(np.float32))
+    grain = np.random.RandomState(0).normal(0, _GRAIN, pixels.shape)  # one for all: a picture is its seed's alone
+    return np.where(known, pixels, (filled + grain).round().clip(0, 255).astype(np.uint8))
+
+
+def _pulled_and_pushed(values: Array, weights: Array) -> Array:
+    """`values` (h w c, float32) where their weights (h w 1, float32, 0..1) are 1, else those around: means over ever
+    larger squares until each has some, laid over each other smoothly. Zero where no weight is above 0 at all."""
+    height, width, _ = values.shape
+    if weights.min() >= 1:
+        return values
+    if height == width == 1:
+        return values * (weights > 0)
+    even = ((0, height % 2), (0, width % 2), (0, 0))
+    shares = _fours(np.pad(weights, even))
+    means = _fours(np.pad(values * weights, even)) / np.maximum(shares, np.float32(1e-6))
+    coarse = _pulled_and_pushed(means, np.minimum(shares, np.float32(1)))
+    doubled = 2 * coarse.shape[1], 2 * coarse.shape[0]
+    finer = [
+        np.asarray(PillowImage.fromarray(np.ascontiguousarray(plane)).resize(doubled, _BILINEAR))
+        for plane in np.moveaxis(coarse, 2, 0)
+    ]
+    around = np.stack(finer, axis=2)[:height, :width]
+    filled: Array = weights * values + (1 - weights) * around
+    return filled
+
+
+def _fours(values: Array) -> Array:
+    """Sums over squares of 2x2 (h w c, float32, even sides)."""
+    summed: Array = values[::2, ::2] + values[1::2, ::2] + values[::2, 1::2] + values[1::2, 1::2]
+    return summed
+
+
+def _grown(mask: Array, pixels: int) -> Array:
+    """A mask (height width, bool) and what lies within so many pixels of it."""
+    blurred = PillowImage.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.BoxBlur(pixels))
+    return np.asarray(blurred) > 0
+
+
+def _scaled(box: Box, size: tuple[int, int], image: Array) -> tuple[float, float, float, float]:
+    """A box of a picture of `size`, in pixels of the image."""
+    across, down = image.shape[1] / size[0], image.shape[0] / size[1]
+    return box.left * across, box.top * down, box.right * across, box.bottom * down
+
+
+def _resized_known(image: Array, mask: Array, canvas_mask: Array) -> Array:
+    """`image` (height width 3, uint8) at the size of the canvas's mask. What is unknown lends nothing of its colour to
+    what is beside it, or an edge would be seen: there Pillow weighs colours by opacity, and without LANCZOS's lobes."""
+    size = canvas_mask.shape[1], canvas_mask.shape[0]
+    pixels = PillowImage.fromarray(image)
+    known = np.where(_resized(mask, pixels.size) < _PAINT, 255, 0).astype(np.uint8)
+    pixels.putalpha(PillowImage.fromarray(known))
+    beside = np.asarray(pixels.resize(size, _BILINEAR).convert("RGB"))
+    return np.where(_grown(canvas_mask, _LOBES)[..., None], beside, _resized(image, size))
+
+
+def _resized(pixels: Array, size: tuple[int, int], box: tuple[float, float, float, float] | None = None) -> Array:
+    """height width [3], uint8; of the box alone where there is one."""
+    return np.asarray(PillowImage.fromarray(pixels).resize(size, _LANCZOS, box))

@@ -68,7 +68,8 @@ def _flat(data: bytes, background: int) -> PillowImage.Image:
             below = PillowImage.new("RGB", image.size, (background,) * 3)
             below.paste(image, mask=image.getchannel("A"))
             image = below
-        image = image.convert("RGB")
+        if image.mode != "RGB":  # the largest pictures are not copied once more
+            image = image.convert("RGB")
         turn = _TURNS.get(header.orientation)
         return image if turn is None else image.transpose(turn)
 
