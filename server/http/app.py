@@ -5,8 +5,8 @@ import json
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TypeVar
+from functools import partial, wraps
+from typing import ParamSpec, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import RedirectResponse
@@ -32,6 +32,7 @@ _GONE = Answer(499, b"")  # nobody reads it
 _JOB = "/v1/requests/{response_id}"
 
 T = TypeVar("T")
+Asked = ParamSpec("Asked")
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,19 @@ ROUTES = (
 )
 
 
+def _answered(endpoint: Callable[Asked, Awaitable[Response]]) -> Callable[Asked, Awaitable[Response]]:
+    """The one place where an error becomes a reply."""
+
+    @wraps(endpoint)
+    async def call(*args: Asked.args, **kwargs: Asked.kwargs) -> Response:
+        try:
+            return await endpoint(*args, **kwargs)
+        except Exception as error:
+            return _response(_answer(error))
+
+    return call
+
+
 class Facade:
     """What the routes share."""
 
@@ -67,6 +81,7 @@ class Facade:
         self._room = Room()
         self._jobs = Jobs()
 
+    @_answered
     async def generate(self, route: Route, request: Request) -> Response:
         if route.engine not in self._engines:
             message = f"this deployment has no engine {route.engine}; it has {', '.join(sorted(self._engines))}"
@@ -114,17 +129,21 @@ class Facade:
             raise Refused(404, message, "NO_SUCH_REQUEST")
         return job
 
+    @_answered
     async def poll(self, request: Request, response_id: str) -> Response:
         return _response(_told(request, self._job(response_id), 200))
 
+    @_answered
     async def fetch(self, request: Request, response_id: str) -> Response:
         job = self._job(response_id)
         return _response(_told(request, job, 202) if job.answer is None else job.answer)
 
+    @_answered
     async def delete(self, response_id: str) -> Response:
         await self._jobs.delete(self._job(response_id))
         return Response(status_code=204)
 
+    @_answered
     async def health(self) -> Response:
         serving = await self._serving()
         return _response(of_json(200 if serving else 503, {"status": "serving" if serving else "not serving"}))
@@ -134,8 +153,8 @@ class Facade:
         await self._jobs.close()
 
 
-class Envelope:
-    """Around every request: its id, and the last place that an error reaches."""
+class Named:
+    """Around every request: its id."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -143,21 +162,13 @@ class Envelope:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         given = Request(scope).headers.get("x-request-id", "")
         request_id.set(given if 0 < len(given) <= 128 and given.isascii() and given.isprintable() else uuid.uuid4().hex)
-        begun = False
 
         async def named(message: Message) -> None:
-            nonlocal begun
             if message["type"] == "http.response.start":
-                begun = True
                 MutableHeaders(scope=message)["x-request-id"] = request_id.get()
             await send(message)
 
-        try:
-            await self._app(scope, receive, named)
-        except Exception as error:
-            if begun:  # half of a reply is out: the connection is broken off
-                raise
-            await _response(_answer(error))(scope, receive, named)
+        await self._app(scope, receive, named)
 
 
 def application(facade: Facade) -> ASGIApp:
@@ -214,7 +225,7 @@ def application(facade: Facade) -> ASGIApp:
     app.add_api_route("/", to_docs, methods=["GET"], include_in_schema=False)
     app.mount("/docs", StaticFiles(directory=document.assets()))
     app.add_exception_handler(HTTPException, _no_route)
-    return Envelope(app)
+    return Named(app)
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

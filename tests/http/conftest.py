@@ -1,0 +1,60 @@
+"""The JSON routes: in the test's own loop, held and let go by it; or in a thread, for tools that do not wait."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+
+import grpc
+import httpx
+import pytest
+from engines.fake import FakeEngines
+from json_service import Hollow, Served, hollow_engines, listening
+from mediagen.v1 import image_pb2_grpc
+
+from server.admission import Admission
+from server.catalog import Catalog
+from server.rpc.interceptor import CallInterceptor
+
+
+@pytest.fixture
+async def served(catalog: Catalog, fake_engines: FakeEngines) -> AsyncIterator[Served]:
+    """SD 1.5 alone, held and let go by the test; two permits."""
+    admission, sd15 = Admission(2), {"sd15": catalog["sd15"]}
+    async with (
+        listening(sd15, fake_engines, admission) as (url, _, facade, scheduler, health),
+        httpx.AsyncClient(base_url=url, timeout=30) as client,
+    ):
+        yield Served(url, client, fake_engines, scheduler, admission, facade, catalog["sd15"].specs[2], health)
+
+
+@pytest.fixture(scope="module")
+def hollow_service(catalog: Catalog) -> Iterator[Hollow]:
+    """In a thread of its own, for tools that do not wait."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    started: list[Hollow] = []
+    stop = asyncio.Event()
+
+    async def serve(ready: threading.Event) -> None:
+        engines = hollow_engines(catalog)
+        await asyncio.gather(*(engines.load(spec.name) for engine in catalog.values() for spec in engine.specs))
+        server = grpc.aio.server(interceptors=(CallInterceptor(),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        async with listening(catalog, engines, Admission(64)) as (url, service, *_):
+            image_pb2_grpc.add_ImageServiceServicer_to_server(service, server)
+            await server.start()
+            started.append(Hollow(url, f"127.0.0.1:{port}"))
+            ready.set()
+            await stop.wait()
+            await server.stop(None)
+
+    ready = threading.Event()
+    serving = asyncio.run_coroutine_threadsafe(serve(ready), loop)
+    assert ready.wait(30), serving.exception(0)
+    yield started[0]
+    loop.call_soon_threadsafe(stop.set)
+    serving.result(30)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(30)
+    loop.close()

@@ -1,0 +1,94 @@
+"""The JSON routes on a real port, over engines that compute nothing. (`http` is a name that belongs to Python's own
+library: what those tests share is here.)"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import httpx
+import numpy as np
+from engines.fake import FakeEngines
+
+from server.admission import Admission
+from server.catalog import Catalog, Engine
+from server.engines.port import Array, Spec, Tensors
+from server.http.app import Facade, application
+from server.http.listener import Listener, listen
+from server.prompt_filter import WordList
+from server.rpc.image_service import ImageService
+from server.scheduler import StepScheduler
+
+
+def hollow(spec: Spec, pixels_per_latent: int, inputs: Tensors) -> dict[str, Array]:
+    """What an engine of this spec gives, all zero."""
+    axes = {
+        name: length
+        for port in spec.inputs
+        for name, length in zip(port.shape, inputs[port.name].shape, strict=True)
+        if isinstance(name, str)
+    }
+    for side in ("height", "width"):
+        if side in axes:
+            axes[f"picture_{side}"] = axes[side] * pixels_per_latent
+        elif f"picture_{side}" in axes:
+            axes[side] = axes[f"picture_{side}"] // pixels_per_latent
+    return {
+        port.name: np.zeros([axes[axis] if isinstance(axis, str) else axis for axis in port.shape], port.dtype)
+        for port in spec.outputs
+    }
+
+
+def hollow_engines(catalog: Catalog) -> FakeEngines:
+    """Every engine of the catalog."""
+
+    def compute(engine: Engine, spec: Spec):  # type: ignore[no-untyped-def]
+        return lambda inputs: hollow(spec, engine.card.pixels_per_latent, inputs)
+
+    specs = {spec.name: (engine, spec) for engine in catalog.values() for spec in engine.specs}
+    return FakeEngines(
+        [spec for _, spec in specs.values()], {name: compute(engine, spec) for name, (engine, spec) in specs.items()}
+    )
+
+
+@dataclass(frozen=True)
+class Served:
+    """The routes and what is behind them."""
+
+    url: str
+    http: httpx.AsyncClient
+    engines: FakeEngines
+    scheduler: StepScheduler
+    admission: Admission
+    facade: Facade
+    unet: Spec
+    health: list[bool]  # its only item: whether the engines answer
+
+
+@asynccontextmanager
+async def listening(
+    catalog: Catalog, engines: FakeEngines, admission: Admission
+) -> AsyncIterator[tuple[str, ImageService, Facade, StepScheduler, list[bool]]]:
+    """The routes on a free port; the prompt filter has one word."""
+    scheduler = StepScheduler(engines)
+    service = ImageService(catalog, scheduler.run, admission, WordList("gun"), scheduler.meter.seconds)
+    health = [True]
+
+    async def serving() -> bool:
+        return health[0]
+
+    facade = Facade(service, catalog.keys(), serving)
+    own = listen("127.0.0.1:0")
+    listener = Listener(application(facade), own, grace_seconds=5)
+    try:
+        yield f"http://127.0.0.1:{own.getsockname()[1]}", service, facade, scheduler, health
+    finally:
+        await asyncio.gather(facade.close(), listener.stop())
+
+
+@dataclass(frozen=True)
+class Hollow:
+    """All default engines' requests, without their work, over both interfaces."""
+
+    url: str
+    grpc_address: str
