@@ -1,16 +1,13 @@
-"""The `mediagen` command: generate, explain, engines, serve."""
+"""The `mediagen` command: generate, explain, engines, styles, serve."""
 
 import json
 import os
-import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import wraps
-from inspect import signature
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 from google.protobuf.json_format import MessageToDict
@@ -22,6 +19,7 @@ from rich.text import Text
 
 from mediagen.client import DEFAULT_ADDRESS, Client, MediagenError
 from mediagen.local_service import ServiceFailed, local_service, require_service
+from mediagen.options import asking
 from mediagen.v1 import image_pb2 as pb
 from mediagen.v1.engine_pb2 import EngineState
 
@@ -29,84 +27,14 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 # Standard output is for programs. What is told may hold brackets and colons of a prompt: no markup is read from it.
 people = Console(stderr=True, highlight=False, markup=False, emoji=False)
 _SUFFIXES = {".png": pb.IMAGE_ENCODING_PNG, ".jpg": pb.IMAGE_ENCODING_JPEG, ".jpeg": pb.IMAGE_ENCODING_JPEG}
-_SAMPLERS = tuple(name.removeprefix("SAMPLER_") for name, number in pb.Sampler.items() if number)
 _PHASES = ("queue", "conditioning", "denoising", "decoding", "encoding", "total")
 
 Address = Annotated[str, typer.Option(envvar="MEDIAGEN_GRPC_ADDRESS", help="host:port of the service")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
 
 
-def _request(
-    prompt: Annotated[str, typer.Argument(help="what the picture shows")],
-    engine: Annotated[str, typer.Option(help="engine name, see `mediagen engines`")] = "sd15",
-    prompt_2: Annotated[str | None, typer.Option(help="SDXL: for its second text encoder (default: PROMPT)")] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="what it must not show")] = None,
-    negative_prompt_2: Annotated[
-        str | None, typer.Option(help="SDXL: for its second text encoder (default: --negative-prompt)")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="denoising steps, 1 to 200 (default: 30)")] = None,
-    cfg_scale: Annotated[float | None, typer.Option(help="guidance scale, above 0 to 50 (default: 12)")] = None,
-    sampler: Annotated[str | None, typer.Option(help=f"one of {', '.join(_SAMPLERS)} (default: DDIM)")] = None,
-    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT, see `mediagen engines` (default: its own)")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="0 to 4294967295, once for all or once a picture")] = None,
-    high_noise_frac: Annotated[
-        float | None, typer.Option(help="SDXL: share before the refiner's, 0 to 1 (default: 0.8)")
-    ] = None,
-    refiner: Annotated[
-        bool | None,
-        typer.Option("--refiner/--no-refiner", help="SDXL: use a refiner where there is one (default: yes)"),
-    ] = None,
-    num_images: Annotated[int | None, typer.Option("--num-images", "-n", help="pictures, 1 to 16 (default: 1)")] = None,
-) -> pb.GenerateRequest:
-    """What the options of a command ask for."""
-    request = pb.GenerateRequest()
-    _set(request, "engine", engine, "--engine")
-    _set(request, "prompt", prompt, "PROMPT")
-    if prompt_2 is not None:
-        _set(request, "prompt_2", prompt_2, "--prompt-2")
-    if negative_prompt is not None:
-        _set(request, "negative_prompt", negative_prompt, "--negative-prompt")
-    if negative_prompt_2 is not None:
-        _set(request, "negative_prompt_2", negative_prompt_2, "--negative-prompt-2")
-    if steps is not None:
-        _set(request, "steps", steps, "--steps")
-    if cfg_scale is not None:
-        request.cfg_scale = cfg_scale
-    if high_noise_frac is not None:
-        request.high_noise_frac = high_noise_frac
-    if refiner is not None:
-        request.use_refiner = refiner
-    if num_images is not None:
-        _set(request, "num_images", num_images, "--num-images")
-    if sampler is not None:
-        request.sampler = _sampler(sampler)
-    if size is not None:
-        request.width, request.height = _size(size)
-    if seed is not None and len(seed) == 1:
-        _set(request, "seed", seed[0], "--seed")
-    else:
-        for value in seed or ():
-            _set(request.seeds.add(), "value", value, "--seed")
-    return request
-
-
-def _asking(command: Callable[..., None]) -> Callable[..., None]:
-    """`command`, whose first parameter is a request, with the options that make one in its place."""
-    own = signature(command)
-    options = signature(_request).parameters
-    parameters = (*options.values(), *list(own.parameters.values())[1:])
-
-    @wraps(command)
-    def run(**given: Any) -> None:  # every option by its name, as typer reads them from the signature
-        command(_request(**{name: given.pop(name) for name in options}), **given)
-
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    vars(run)["__signature__"] = own.replace(parameters=parameters)
-    return run
-
-
 @app.command()
-@_asking
+@asking
 def generate(
     request: pb.GenerateRequest,
     output: Annotated[Path, typer.Option("--output", "-o", help="file to write, .png or .jpg")] = Path("picture.png"),
@@ -134,7 +62,7 @@ def generate(
 
 
 @app.command()
-@_asking
+@asking
 def explain(request: pb.GenerateRequest, address: Address = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
     """Tell what a request would run and how long it would take, or what is wrong with it; nothing is drawn."""
     with _errors(), Client(address) as client:
@@ -167,6 +95,15 @@ def engines(address: Address = DEFAULT_ADDRESS, as_json: AsJson = False) -> None
             engine.title,
         )
     Console(markup=False, emoji=False).print(table)
+
+
+@app.command()
+def styles(address: Address = DEFAULT_ADDRESS) -> None:
+    """List the names that --style takes, a line each."""
+    with _errors(), Client(address) as client:
+        found = client.engines(timeout=10)
+    for name in dict.fromkeys(style for engine in found for style in engine.style_presets):
+        print(name)  # noqa: T201
 
 
 @app.command()
@@ -245,30 +182,6 @@ def _numbered(output: Path, count: int, index: int) -> Path:
 def _as_dict(message: Message) -> dict[str, Any]:
     """By the names of the API, zeros and empty lists included."""
     return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
-
-
-def _sampler(name: str) -> pb.Sampler:
-    if name.upper() not in _SAMPLERS:
-        raise typer.BadParameter(f"{name} is none of {', '.join(_SAMPLERS)}", param_hint="--sampler")
-    return cast(pb.Sampler, pb.Sampler.Value(f"SAMPLER_{name.upper()}"))  # the generated stub says int
-
-
-def _size(text: str) -> tuple[int, int]:
-    sides = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text.lower())
-    if sides is None:
-        raise typer.BadParameter(f"{text} must look like 512x512", param_hint="--size")
-    return int(sides[1]), int(sides[2])
-
-
-def _set(message: pb.GenerateRequest | pb.Seed, field: str, value: str | int, option: str) -> None:
-    """Set a field. The service says what it allows; here fails only what a message cannot carry."""
-    try:
-        setattr(message, field, value)
-    except UnicodeEncodeError as error:
-        raise typer.BadParameter(f"{value!r} is not UTF-8 text", param_hint=option) from error
-    except ValueError as error:
-        reason = f"{value} is out of range; `mediagen generate --help` has the bounds"
-        raise typer.BadParameter(reason, param_hint=option) from error
 
 
 @contextmanager

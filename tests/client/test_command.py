@@ -91,6 +91,31 @@ def test_brackets_and_colons_are_told_as_they_are(mediagen) -> None:
     assert written.startswith("[red].png  seed ")
 
 
+def test_a_picture_and_a_mask_are_sent_from_files(mediagen, tmp_path: Path) -> None:
+    white, black = Image.new("RGB", (64, 64), "white"), Image.new("RGB", (64, 64), "black")
+    white.save(tmp_path / "sky.png")
+    mask = black.copy()
+    mask.paste("white", (0, 0, 32, 64))
+    mask.save(tmp_path / "left.png")
+    pictures = ("--init-image", "sky.png", "--mask", "left.png", "--strength", "0.5", "--full-res", "--padding", "8")
+    result = mediagen("generate", "a house", *pictures, *QUICK, "-o", "p.png", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["effective"]["strength"] == 0.5
+    with Image.open(tmp_path / "p.png") as picture:
+        assert picture.convert("RGB").crop((192, 0, 384, 704)).getextrema() == ((255, 255),) * 3
+
+
+def test_a_file_that_is_not_there_is_told_by_its_option(mediagen) -> None:
+    result = mediagen("generate", "a house", "--init-image", "none.png")
+    assert result.exit_code == 2
+    assert "--init-image" in result.stderr
+
+
+def test_styles_lists_the_names_of_the_api(mediagen) -> None:
+    names = mediagen("styles").stdout.splitlines()
+    assert len(names) == len(set(names)) == 78
+
+
 def test_engines_lists_names_sizes_and_samplers(mediagen) -> None:
     result = mediagen("engines", "--json")
     engine, *others = json.loads(result.stdout)
