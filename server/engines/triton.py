@@ -189,6 +189,8 @@ def _outputs(spec: Spec, reply: pb.ModelInferResponse) -> dict[str, Array]:
         dtype = np.dtype(port.dtype)
         if datatype != _DATATYPES[port.dtype] or len(raw) != int(np.prod(shape)) * dtype.itemsize:
             raise EngineFault(f"{spec.name}: output {port.name} came as {datatype}{list(shape)} in {len(raw)} bytes")
+        if len(port.shape) == 1 and shape[1:] == (1,):  # see `_sent_shape`
+            shape = shape[:1]
         results[port.name] = np.frombuffer(bytearray(raw), dtype).reshape(shape)
     return results
 

@@ -31,7 +31,7 @@ MIX = Spec(
 WORDS = Spec(
     name="toy_words",
     inputs=(Port("input_ids", "int64", ("rows", 5)),),
-    outputs=(Port("hidden_states", "float32", ("rows", 5, 3)),),
+    outputs=(Port("hidden_states", "float32", ("rows", 5, 3)), Port("mean", "float32", ("rows",))),
     max_rows=16,
 )
 PICTURE = Spec(
@@ -76,7 +76,8 @@ def mix(tensors: Tensors) -> dict[str, npt.NDArray[Any]]:
 
 def words(tensors: Tensors) -> dict[str, npt.NDArray[Any]]:
     """What `toy_words` computes."""
-    return {"hidden_states": _WORDS.astype(np.float32)[tensors["input_ids"]]}
+    states = _WORDS.astype(np.float32)[tensors["input_ids"]]  # rows 5 3
+    return {"hidden_states": states, "mean": states.mean(axis=(1, 2))}
 
 
 def picture(tensors: Tensors) -> dict[str, npt.NDArray[Any]]:
@@ -142,10 +143,11 @@ def write_repository(root: Path) -> None:
     _write(
         root,
         WORDS,
-        {"table": _WORDS},
+        {"table": _WORDS, "of_text": np.array([1, 2])},
         [
             node("Cast", ["table"], ["vectors"], to=TensorProto.FLOAT),
             node("Gather", ["vectors", "input_ids"], ["hidden_states"]),
+            node("ReduceMean", ["hidden_states", "of_text"], ["mean"], keepdims=0),
         ],
     )
     _write(
