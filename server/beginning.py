@@ -64,6 +64,8 @@ def begin(plan: Plan, encoded: Encoded, noise: NoiseStream) -> Beginning:
     picture = [_latents(posterior, noise) for posterior in encoded.picture]  # one or none
     start = noise.normal(shape)
     masked = [_latents(posterior, noise) for posterior in encoded.masked]
+    if isinstance(plan.start, Inpainting) and not masked:
+        noise.normal(shape)  # diffusers draws the masked picture's latents for every network
     x = np.float32(plan.trajectory.start_scale) * start
     if plan.keeps_picture:
         x = _noised(picture[0], start, plan.walked[0].here)
