@@ -1,7 +1,6 @@
 """The JSON routes on a real port, over engines that compute nothing. (`http` is a name that belongs to Python's own
 library: what those tests share is here.)"""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 import httpx
 import numpy as np
 from engines.fake import FakeEngines
+from starlette.types import ASGIApp
 
 from server.admission import Admission
 from server.catalog import Catalog, Engine
@@ -52,24 +52,18 @@ def hollow_engines(catalog: Catalog) -> FakeEngines:
 
 
 @dataclass(frozen=True)
-class Served:
-    """The routes and what is behind them."""
+class Routes:
+    """The application and what is behind it."""
 
-    url: str
-    http: httpx.AsyncClient
-    engines: FakeEngines
-    scheduler: StepScheduler
-    admission: Admission
+    app: ASGIApp
     facade: Facade
-    unet: Spec
+    service: ImageService
+    scheduler: StepScheduler
     health: list[bool]  # its only item: whether the engines answer
 
 
-@asynccontextmanager
-async def listening(
-    catalog: Catalog, engines: FakeEngines, admission: Admission
-) -> AsyncIterator[tuple[str, ImageService, Facade, StepScheduler, list[bool]]]:
-    """The routes on a free port; the prompt filter has one word."""
+def routes(catalog: Catalog, engines: FakeEngines, admission: Admission) -> Routes:
+    """The prompt filter has one word."""
     scheduler = StepScheduler(engines)
     service = ImageService(catalog, scheduler.run, admission, WordList("gun"), scheduler.meter.seconds)
     health = [True]
@@ -78,12 +72,30 @@ async def listening(
         return health[0]
 
     facade = Facade(service, catalog.keys(), serving)
+    return Routes(application(facade), facade, service, scheduler, health)
+
+
+@asynccontextmanager
+async def listening(app: ASGIApp) -> AsyncIterator[str]:
+    """The URL of an application on a free port."""
     own = listen("127.0.0.1:0")
-    listener = Listener(application(facade), own, grace_seconds=5)
+    listener = Listener(app, own, grace_seconds=5)
     try:
-        yield f"http://127.0.0.1:{own.getsockname()[1]}", service, facade, scheduler, health
+        yield f"http://127.0.0.1:{own.getsockname()[1]}"
     finally:
-        await asyncio.gather(facade.close(), listener.stop())
+        await listener.stop()
+
+
+@dataclass(frozen=True)
+class Served:
+    """The routes, called without a wire."""
+
+    http: httpx.AsyncClient
+    routes: Routes
+    engines: FakeEngines
+    scheduler: StepScheduler
+    admission: Admission
+    unet: Spec
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,17 @@ from server.http import document
 from server.http.body import NotJson, Room, read, refuse_what_is_not_json
 from server.http.jobs import Job, Jobs
 from server.http.models import ImageGenerationResponse, Poll
-from server.http.replies import Answer, Refused, Wrong, of_error, of_json, of_message, of_pictures, of_wrongs, wrongs_of
+from server.http.replies import (
+    Answer,
+    Refused,
+    Wrong,
+    of_error,
+    of_json,
+    of_message,
+    of_pictures,
+    of_wrongs,
+    wrongs_of,
+)
 from server.http.translate import NO_DEMANDS, Demands, Translated, translate
 from server.rpc.errors import fault_of
 from server.rpc.image_service import ImageService
@@ -85,7 +95,7 @@ class Facade:
     async def generate(self, route: Route, request: Request) -> Response:
         if route.engine not in self._engines:
             message = f"this deployment has no engine {route.engine}; it has {', '.join(sorted(self._engines))}"
-            raise Refused(404, message, "NO_ENGINE")
+            raise Refused(of_message(404, message, "NO_ENGINE"))
         refuse_what_is_not_json(request.headers)
         async with read(request.receive, self._room, READ_SECONDS) as body:
             size = len(body)
@@ -126,7 +136,7 @@ class Facade:
         job = self._jobs.find(response_id)
         if job is None:
             message = "no such request: never made, deleted, or answered too long ago"
-            raise Refused(404, message, "NO_SUCH_REQUEST")
+            raise Refused(of_message(404, message, "NO_SUCH_REQUEST"))
         return job
 
     @_answered

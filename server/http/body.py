@@ -5,20 +5,19 @@ import json
 import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from pydantic_core import from_json
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
-from server.http.replies import Refused, Wrong
+from server.http.replies import Refused, Wrong, of_message
 
 BODY_BYTES = 64 * 2**20  # of one body: four pictures of 12 MB in base64
 BODIES_BYTES = 4 * BODY_BYTES  # of all bodies that are being read or worked on
-MAX_DEPTH = 8  # a body needs three: an object, a map in it, a list in that
-_FEW_BRACKETS = 100  # no text with so few is too deep for the parser
+MAX_MARKS = 100_000  # commas and brackets: the most values that can be in a body, and all that its texts may hold
+_FEW_BRACKETS = 100  # no text with so few is too deep for Python's parser
 _MAX_DIGITS = 40  # of a whole number; any field's bounds are far below
-# A string (its end may be missing) or a bracket; possessive, so that no text takes more than one pass.
-_TOKENS = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
 _JSON = re.compile(r'application/(?:[\w.+-]+\+)?json(?:\s*;\s*charset="?utf-?8"?)?\s*;?', re.IGNORECASE)
 
 
@@ -40,7 +39,7 @@ class Room:
         """Raises `Refused`."""
         if size > self.left:
             message = "this service reads as many bodies as it has memory for; retry in 1 s"
-            raise Refused(429, message, "OVERLOADED", retry_seconds=1.0)
+            raise Refused(of_message(429, message, "OVERLOADED", retry_seconds=1.0))
         self.left -= size
 
 
@@ -48,10 +47,14 @@ def refuse_what_is_not_json(headers: Headers) -> None:
     """Raises `Refused`: by the headers alone, before anything is read."""
     given = headers.get("content-type", "")
     if not _JSON.fullmatch(given.strip()):
-        raise Refused(415, f"Content-Type is {given[:100]!r}; it must be application/json, in UTF-8", "CONTENT_TYPE")
+        raise Refused(
+            of_message(415, f"Content-Type is {given[:100]!r}; it must be application/json, in UTF-8", "CONTENT_TYPE")
+        )
     encoding = headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
-        raise Refused(415, f"Content-Encoding is {encoding[:100]!r}; send the body as it is", "CONTENT_TYPE")
+        raise Refused(
+            of_message(415, f"Content-Encoding is {encoding[:100]!r}; send the body as it is", "CONTENT_TYPE")
+        )
     length = headers.get("content-length", "0")
     if not length.isdecimal() or len(length) > 18 or int(length) > BODY_BYTES:
         raise _too_large()
@@ -78,7 +81,8 @@ async def read(receive: Receive, room: Room, seconds: float) -> AsyncGenerator[b
                     body += chunk
                     more = message.get("more_body", False)
         except TimeoutError:
-            raise Refused(408, f"the body did not come within {seconds:g} s", "BODY_TIMEOUT") from None
+            answer = of_message(408, f"the body did not come within {seconds:g} s", "BODY_TIMEOUT")
+            raise Refused(replace(answer, headers={"connection": "close"})) from None  # nor would the rest of it
         yield body
     finally:
         room.left += taken
@@ -94,8 +98,7 @@ def parse(body: bytes | bytearray) -> object:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise _not_json(error.start, "not UTF-8") from None
-    if _too_deep(text):
-        raise NotJson(Wrong((), f"nested deeper than {MAX_DEPTH} levels; no field needs more than 3", "json_invalid"))
+    _refuse_bombs(text)
     try:
         return json.loads(
             text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_whole, parse_float=float
@@ -104,19 +107,16 @@ def parse(body: bytes | bytearray) -> object:
         raise _not_json(error.pos, error.msg) from None
 
 
-def _too_deep(text: str) -> bool:
-    if text.count("[") + text.count("{") <= _FEW_BRACKETS:
-        return False
-    depth = 0
-    for token in _TOKENS.finditer(text):
-        character = text[token.start()]
-        if character in "[{":
-            depth += 1
-            if depth > MAX_DEPTH:
-                return True
-        elif character in "]}":
-            depth -= 1
-    return False
+def _refuse_bombs(text: str) -> None:
+    """By counts alone, which take no memory; only what has many brackets is looked through. Raises `NotJson`."""
+    brackets = text.count("[") + text.count("{")
+    if brackets + text.count(",") > MAX_MARKS:
+        raise NotJson(Wrong((), f"more than {MAX_MARKS:,} commas and brackets; no body needs so many", "json_invalid"))
+    if brackets > _FEW_BRACKETS:
+        try:
+            from_json(text)  # bounds the depth, as Python's parser does not
+        except ValueError as error:
+            raise NotJson(Wrong((), f"not JSON: {error}", "json_invalid")) from None
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -144,4 +144,6 @@ def _not_json(position: int, why: str) -> NotJson:
 
 
 def _too_large() -> Refused:
-    return Refused(413, f"the body is larger than {BODY_BYTES >> 20} MiB; send smaller pictures", "BODY_TOO_LARGE")
+    return Refused(
+        of_message(413, f"the body is larger than {BODY_BYTES >> 20} MiB; send smaller pictures", "BODY_TOO_LARGE")
+    )

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from server.http.replies import Answer, Refused
+from server.http.replies import Answer, Refused, of_message
 
 KEPT_SECONDS = 3600.0  # of a finished answer, unless younger ones need its room
 PATIENCE_SECONDS = 600.0  # that a request waits for a busy service
@@ -43,7 +43,7 @@ class Jobs:
         unfinished = [job for job in self._jobs.values() if job.answer is None]
         if len(unfinished) >= MAX_UNFINISHED or sum(job.size for job in unfinished) + size > MAX_BYTES:
             message = f"{len(unfinished)} asynchronous requests are under way, and no more fit; retry in 5 s"
-            raise Refused(429, message, "OVERLOADED", retry_seconds=5.0)
+            raise Refused(of_message(429, message, "OVERLOADED", retry_seconds=5.0))
         job = Job(secrets.token_urlsafe(16), size)
         self._jobs[job.id] = job
         self._make_room()

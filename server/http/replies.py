@@ -17,6 +17,7 @@ from server.rpc.interceptor import request_id
 log = logging.getLogger(__name__)
 
 BLOCKED = "PROMPT_BLOCKED"
+MAX_KEY = 100  # characters of a key that are repeated
 _STATUSES: Mapping[str, int] = {  # of gRPC's codes
     "INVALID_ARGUMENT": 422,
     "UNAUTHENTICATED": 401,
@@ -61,9 +62,9 @@ class Wrong:
 class Refused(Exception):
     """Turned away before there was a request."""
 
-    def __init__(self, status: int, message: str, reason: str, retry_seconds: float | None = None) -> None:
-        super().__init__(message)
-        self.answer = of_message(status, message, reason, retry_seconds)
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.status)
+        self.answer = answer
 
 
 def of_json(status: int, value: object) -> Answer:
@@ -141,5 +142,5 @@ def _where(path: str) -> tuple[str | int, ...]:
 
 
 def _printable(part: str | int) -> str | int:
-    """Half of a surrogate pair can be in no UTF-8."""
-    return part if isinstance(part, int) else part.encode("utf-8", "backslashreplace").decode()
+    """A key of the caller's may be long, and half of a surrogate pair can be in no UTF-8."""
+    return part if isinstance(part, int) else part[:MAX_KEY].encode("utf-8", "backslashreplace").decode()

@@ -74,7 +74,7 @@ def _wrong(error: ErrorDetails) -> Wrong:
 
 
 def _short(value: str | int | float | None) -> str:
-    text = "null" if value is None else ascii(value)
+    text = "null" if value is None else ascii(value[:70] if isinstance(value, str) else value)
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 

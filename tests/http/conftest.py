@@ -8,7 +8,7 @@ import grpc
 import httpx
 import pytest
 from engines.fake import FakeEngines
-from json_service import Hollow, Served, hollow_engines, listening
+from json_service import Hollow, Served, hollow_engines, listening, routes
 from mediagen.v1 import image_pb2_grpc
 
 from server.admission import Admission
@@ -20,11 +20,18 @@ from server.rpc.interceptor import CallInterceptor
 async def served(catalog: Catalog, fake_engines: FakeEngines) -> AsyncIterator[Served]:
     """SD 1.5 alone, held and let go by the test; two permits."""
     admission, sd15 = Admission(2), {"sd15": catalog["sd15"]}
-    async with (
-        listening(sd15, fake_engines, admission) as (url, _, facade, scheduler, health),
-        httpx.AsyncClient(base_url=url, timeout=30) as client,
-    ):
-        yield Served(url, client, fake_engines, scheduler, admission, facade, catalog["sd15"].specs[2], health)
+    made = routes(sd15, fake_engines, admission)
+    transport = httpx.ASGITransport(made.app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://here", timeout=30) as client:
+        yield Served(client, made, fake_engines, made.scheduler, admission, catalog["sd15"].specs[2])
+    await made.facade.close()
+
+
+@pytest.fixture
+async def on_a_port(served: Served) -> AsyncIterator[str]:
+    """The same over a wire."""
+    async with listening(served.routes.app) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +48,9 @@ def hollow_service(catalog: Catalog) -> Iterator[Hollow]:
         await asyncio.gather(*(engines.load(spec.name) for engine in catalog.values() for spec in engine.specs))
         server = grpc.aio.server(interceptors=(CallInterceptor(),))
         port = server.add_insecure_port("127.0.0.1:0")
-        async with listening(catalog, engines, Admission(64)) as (url, service, *_):
-            image_pb2_grpc.add_ImageServiceServicer_to_server(service, server)
+        made = routes(catalog, engines, Admission(64))
+        async with listening(made.app) as url:
+            image_pb2_grpc.add_ImageServiceServicer_to_server(made.service, server)
             await server.start()
             started.append(Hollow(url, f"127.0.0.1:{port}"))
             ready.set()
