@@ -43,7 +43,7 @@ def write(base: Path, refiner: Path, unet: Mapping[str, Any] = checkpoints.SDXL_
     for folder, parts in ((base, tuple(KINDS)), (refiner, ("unet",))):
         for part in parts:
             module = KINDS[part].from_pretrained(folder / part, dtype=torch.float32)
-            _randomise(module)
+            randomise(module)
             module.half().save_pretrained(folder / part)
 
 
@@ -77,7 +77,7 @@ def torch_engines(checkpoint: Checkpoint, repository: Path) -> Run:
     return run
 
 
-def _randomise(module: torch.nn.Module) -> None:
+def randomise(module: torch.nn.Module) -> None:
     for name, tensor in module.named_parameters():
         if tensor.ndim > 1:
             gain = 0.4 if name == "decoder.conv_out.weight" else 1.0  # grey pictures: clipping would hide differences
