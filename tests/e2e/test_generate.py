@@ -151,7 +151,6 @@ def test_methods_of_later_versions_say_so(channel: grpc.Channel) -> None:
     images = image_pb2_grpc.ImageServiceStub(channel)
     assets = asset_pb2_grpc.AssetServiceStub(channel)
     calls = (
-        lambda: images.Explain(pb.ExplainRequest()),
         lambda: list(images.GenerateBatch(iter(()))),
         lambda: assets.ListAssets(asset_pb2.ListAssetsRequest()),
         lambda: assets.GetAsset(asset_pb2.GetAssetRequest()),
