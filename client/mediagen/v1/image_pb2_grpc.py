@@ -28,8 +28,9 @@ if _version_not_supported:
 class ImageServiceStub:
     """Makes pictures. Every method takes the same `GenerateRequest`.
 
-    Errors: INVALID_ARGUMENT carries a google.rpc.BadRequest with every violation at once, by field. RESOURCE_EXHAUSTED and
-    UNAVAILABLE carry a google.rpc.RetryInfo. A deadline is honoured inside the denoising loop (DEADLINE_EXCEEDED), and a
+    Errors: INVALID_ARGUMENT carries a google.rpc.BadRequest with every violation at once, by field; the reason of its
+    google.rpc.ErrorInfo is PROMPT_BLOCKED where nothing is wrong but a text that this deployment does not draw.
+    RESOURCE_EXHAUSTED and UNAVAILABLE carry a google.rpc.RetryInfo. A deadline is honoured inside the denoising loop (DEADLINE_EXCEEDED), and a
     cancelled call stops before its next step.
     """
 
@@ -64,8 +65,9 @@ class ImageServiceStub:
 class ImageServiceServicer:
     """Makes pictures. Every method takes the same `GenerateRequest`.
 
-    Errors: INVALID_ARGUMENT carries a google.rpc.BadRequest with every violation at once, by field. RESOURCE_EXHAUSTED and
-    UNAVAILABLE carry a google.rpc.RetryInfo. A deadline is honoured inside the denoising loop (DEADLINE_EXCEEDED), and a
+    Errors: INVALID_ARGUMENT carries a google.rpc.BadRequest with every violation at once, by field; the reason of its
+    google.rpc.ErrorInfo is PROMPT_BLOCKED where nothing is wrong but a text that this deployment does not draw.
+    RESOURCE_EXHAUSTED and UNAVAILABLE carry a google.rpc.RetryInfo. A deadline is honoured inside the denoising loop (DEADLINE_EXCEEDED), and a
     cancelled call stops before its next step.
     """
 
@@ -131,8 +133,9 @@ def add_ImageServiceServicer_to_server(servicer, server):
 class ImageService:
     """Makes pictures. Every method takes the same `GenerateRequest`.
 
-    Errors: INVALID_ARGUMENT carries a google.rpc.BadRequest with every violation at once, by field. RESOURCE_EXHAUSTED and
-    UNAVAILABLE carry a google.rpc.RetryInfo. A deadline is honoured inside the denoising loop (DEADLINE_EXCEEDED), and a
+    Errors: INVALID_ARGUMENT carries a google.rpc.BadRequest with every violation at once, by field; the reason of its
+    google.rpc.ErrorInfo is PROMPT_BLOCKED where nothing is wrong but a text that this deployment does not draw.
+    RESOURCE_EXHAUSTED and UNAVAILABLE carry a google.rpc.RetryInfo. A deadline is honoured inside the denoising loop (DEADLINE_EXCEEDED), and a
     cancelled call stops before its next step.
     """
 
