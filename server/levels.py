@@ -97,21 +97,52 @@ class FlowSchedule:
 
 
 Schedule = NoiseSchedule | FlowSchedule
-Spacing = Callable[[NoiseSchedule, int], npt.NDArray[np.float64]]  # -> steps timesteps, falling
+Times = npt.NDArray[np.float64]  # timesteps of a run, falling
 
 
-def leading(schedule: NoiseSchedule, steps: int) -> npt.NDArray[np.float64]:
-    """Whole multiples of floor(T / steps) from 0, plus the offset ("leading" in Lin et al. 2023, table 2)."""
+@dataclass(frozen=True)
+class Spacing:
+    """Which timesteps a run visits (Lin et al. 2023, "Common Diffusion Noise Schedules", table 2)."""
+
+    times: Callable[[NoiseSchedule, int], Times]  # of a run of that many steps
+    times_before_clean: Callable[[NoiseSchedule, int], Times]  # of a method that counts the clean picture as one more
+    unit_start: bool  # whether k-diffusion's methods begin at unit variance; else at k * noise, which falls short of it
+
+
+def leading(schedule: NoiseSchedule, steps: int) -> Times:
+    """Whole multiples of floor(T / steps) from 0, plus the offset."""
     stride = len(schedule.alphas_cumprod) // steps
     return np.arange(steps - 1, -1, -1, dtype=np.float64) * stride + schedule.steps_offset
 
 
-def linspace(schedule: NoiseSchedule, steps: int) -> npt.NDArray[np.float64]:
+def linspace(schedule: NoiseSchedule, steps: int) -> Times:
     """Evenly from T - 1 down to 0, both included; one step is timestep 0 (as diffusers has it)."""
     return np.linspace(0, len(schedule.alphas_cumprod) - 1, steps, dtype=np.float32)[::-1].astype(np.float64)
 
 
-_SPACINGS: Mapping[str | None, Spacing | None] = {None: None, "leading": leading}
+def trailing(schedule: NoiseSchedule, steps: int) -> Times:
+    """Whole timesteps from T - 1 in strides of T / steps; the next would be -1. diffusers counts it in where a rounding
+    makes the range one longer: 61, 103, 121 or 122 steps of 1000."""
+    total = len(schedule.alphas_cumprod)
+    times: Times = np.arange(total, 0, -total / steps)[:steps].round() - 1
+    return times
+
+
+def _leading_before_clean(schedule: NoiseSchedule, steps: int) -> Times:
+    return leading(schedule, steps + 1)[:-1]
+
+
+def _linspace_before_clean(schedule: NoiseSchedule, steps: int) -> Times:
+    """Rounded to whole timesteps, in float64: halves go to the even one."""
+    times: Times = np.linspace(0, len(schedule.alphas_cumprod) - 1, steps + 1).round()[:0:-1]
+    return times
+
+
+LEADING = Spacing(leading, _leading_before_clean, unit_start=True)
+LINSPACE = Spacing(linspace, _linspace_before_clean, unit_start=False)
+TRAILING = Spacing(trailing, trailing, unit_start=False)
+
+_SPACINGS: Mapping[str | None, Spacing | None] = {None: None, "leading": LEADING, "trailing": TRAILING}
 _BETA_ROOTS: Mapping[str, float] = {"linear": 1.0, "scaled_linear": 0.5}  # betas are linear in beta^root
 
 

@@ -5,6 +5,7 @@ evaluation. At this boundary x is always alpha * clean + sigma * noise, as the m
 uses. No engines, no I/O, no async; guidance and the kind of prediction are the driver's.
 """
 
+import math
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -72,8 +73,34 @@ def in_steps(levels: Iterable[Level]) -> tuple[Step, ...]:
     return tuple(Step(here, there) for here, there in pairwise(levels))
 
 
+def lam(level: Level) -> float:
+    """lambda = log(alpha / sigma), half the log signal-to-noise ratio: the time of the DPM-Solver papers."""
+    return math.log(level.alpha / level.sigma)
+
+
 def move(x: Array, clean: Array, here: Level, there: Level) -> Array:
     """x at another level with the same clean image and the same noise behind it: the exact solution while `clean` does
     not change (DDIM equation 12 without noise; DPM-Solver++ equation 9 at first order; Euler in k-diffusion's form)."""
     ratio = there.sigma / here.sigma
     return ratio * x + (there.alpha - here.alpha * ratio) * clean
+
+
+def slope(estimate: Estimate, level: Level) -> Array:
+    """dx/dk in k-diffusion's form, of the probability flow (EDM equation 3): the noise behind x."""
+    d: Array = (estimate.x / level.alpha - estimate.clean) / level.k
+    return d
+
+
+def along(x: Array, d: Array, here: Level, there: Level) -> Array:
+    """x at another level with a constant slope d between them: a straight line in k-diffusion's form."""
+    moved: Array = there.alpha * (x / here.alpha + (there.k - here.k) * d)
+    return moved
+
+
+def below(here: Level, there: Level) -> tuple[Level, float]:
+    """Where an ancestral step goes before its fresh noise, and the standard deviation of that noise, such that both
+    give x at `there`: k_down^2 + k_up^2 = k'^2 with k_down = k'^2 / k (k-diffusion's `get_ancestral_step`, eta = 1;
+    DDPM's posterior variance, Ho et al. 2020, and that of the reverse SDE while `clean` does not change)."""
+    k_down = there.k**2 / here.k
+    k_up = math.sqrt(max(there.k**2 - k_down**2, 0.0))
+    return Level(alpha=there.alpha, sigma=there.alpha * k_down, time=there.time), there.alpha * k_up
