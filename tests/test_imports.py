@@ -21,7 +21,7 @@ ARROWS: Mapping[str, frozenset[str]] = {
         "server.pipeline server.plan server.prompt_filter server.prompts server.request server.safety",
         "server.explain": "server.engines server.meter server.plan",
         "server.prompt_filter": "",
-        "server.http": "server.rpc",
+        "server.http": "server.prompts server.rpc",
         "server.admission": "",
         "server.pipeline": "server.beginning server.canvas server.denoising server.families server.plan server.safety",
         "server.denoising": "server.beginning server.families server.levels server.noise server.plan server.samplers",

@@ -27,6 +27,8 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from server.prompts.styles import STYLES
+
 MAX_TEXT = 10_000  # characters
 SEEDS = 2**32
 STATES = ("pending", "running", "completed", "failed")  # of an asynchronous request
@@ -136,6 +138,8 @@ SEED_KINDS = ("one", "list")  # pydantic tells which of the two it read; no call
 Sampler = Annotated[str, _OneOf(_names(pb.Sampler, "SAMPLER_"))]
 Encoding = Annotated[str, _OneOf(_lower(_names(pb.ImageEncoding, "IMAGE_ENCODING_")))]
 Method = Annotated[str, _OneOf(_lower(_names(pb.IpAdapterMethod, "IP_ADAPTER_METHOD_")))]
+# an unknown one is told by the plan, with the nearest
+Style = Annotated[Text, WithJsonSchema({"type": "string", "enum": list(STYLES)})]
 Mode = Annotated[str, _OneOf(_lower(_names(pb.IpAdapterMode, "IP_ADAPTER_MODE_")))]
 
 
@@ -227,7 +231,7 @@ class ImageGenerationRequest(BaseModel):
         maximum=1,
     )
     use_refiner: bool | None = _of("SDXL: use the refiner where the deployment has one.", default=True)
-    style_preset: Text | None = _of("SDXL: name of a style.", "watercolor")
+    style_preset: Style | None = _of("SDXL: name of a style.", "Watercolor")
 
     ip_adapter_image: Image | None = _of(
         f"The picture that an IP-Adapter takes as a prompt. Required on the ip-adapter route. {_PICTURE}"
