@@ -1,16 +1,20 @@
 """A deployment with a safety stage and a prompt filter: a real checker in the real Triton, over gRPC."""
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import closing
+from http.client import HTTPConnection
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 import torch
 from checkpoints import write_safety_checker
-from conftest import start_service, stop_service
+from conftest import RunningService, start_service, stop_service
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from mediagen.client import Client, MediagenError
 from mediagen.v1 import image_pb2 as pb
@@ -79,10 +83,10 @@ def unchecked(service_address: str) -> tuple[pb.Image, pb.Image]:
 
 
 @pytest.fixture(scope="module")
-def client(
+def checking(
     repository: Path, unchecked: tuple[pb.Image, pb.Image], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Client]:
-    """Of a service that removes the snow and does not draw umbrellas."""
+) -> Iterator[RunningService]:
+    """A service that removes the snow and does not draw umbrellas."""
     folder = tmp_path_factory.mktemp("checked")
     models = folder / "models"
     models.mkdir()
@@ -97,9 +101,14 @@ def client(
         MEDIAGEN_SAFETY="sd15",
         MEDIAGEN_PROMPT_FILTER=str(folder / "words.txt"),
     )
-    with Client(service.address) as connected:
-        yield connected
+    yield service
     stop_service(service)
+
+
+@pytest.fixture(scope="module")
+def client(checking: RunningService) -> Iterator[Client]:
+    with Client(checking.address) as connected:
+        yield connected
 
 
 def test_without_a_safety_stage_the_reply_says_so(unchecked: tuple[pb.Image, pb.Image]) -> None:
@@ -135,6 +144,30 @@ def test_a_word_of_the_list_is_not_drawn(client: Client) -> None:
     assert [field for field, _ in refused.value.violations] == ["prompt"]
     assert "umbrella" not in str(refused.value).lower()
     assert [violation.field for violation in client.explain(request).violations] == ["prompt"]
+
+
+def posted(service: RunningService, prompt: str) -> tuple[int, dict[str, Any]]:
+    """Status and body of the old route, for the smaller pictures' values."""
+    values = {"seed": 3, "steps": 4, "width": 384, "height": 704, "cfg_scale": 5, "image_encoding": "png"}
+    with closing(HTTPConnection(service.http_address, timeout=120)) as connection:
+        body = json.dumps({"prompt": prompt, **values})
+        connection.request("POST", "/generate/sd", body, {"Content-Type": "application/json"})
+        reply = connection.getresponse()
+        return reply.status, json.loads(reply.read())
+
+
+def test_the_old_routes_tell_both_as_they_always_did(checking: RunningService) -> None:
+    status, body = posted(checking, SNOW.prompt)
+    (image,) = body["images"]
+    assert (status, image["image_b64"], image["removed_for_safety"], image["seed"]) == (200, None, True, 3)
+    assert image["safety_score"] > 0.5
+    status, body = posted(checking, NIGHT.prompt)
+    (image,) = body["images"]
+    assert (status, image["removed_for_safety"]) == (200, False)
+    assert image["image_b64"]
+    status, body = posted(checking, "an umbrella")
+    assert status == 400
+    assert "umbrella" not in body["message"]
 
 
 def replace_prompt(request: pb.GenerateRequest, prompt: str) -> pb.GenerateRequest:
