@@ -92,15 +92,16 @@ REQUEST: dict[str, Any] = {
             "name": "X-OctoAI-Async",
             "in": "header",
             "required": False,
-            "description": "1: answer 202 at once, with a URL to ask for the pictures.",
-            "schema": {"type": "string", "enum": ["0", "1"]},
+            "description": "`1`: answer 202 at once, with a URL to ask for the pictures.",
+            "schema": {"type": "string"},
         },
         {
             "name": "x-request-id",
             "in": "header",
             "required": False,
-            "description": "The caller's name for this request, in the service's log and in the reply.",
-            "schema": {"type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[!-~]+$"},
+            "description": "The caller's name for this request, in the log and the reply: 1 to 128 printable ASCII "
+            "characters; anything else is replaced.",
+            "schema": {"type": "string"},
         },
     ],
 }
