@@ -11,6 +11,10 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from export.checkpoint import Checkpoint
+from export.recipes import EngineRecipe
+from server.families.card import Card
+
 MERGES = ("t h", "th e</w>", "s u", "su n</w>", "r e", "re d</w>", "i n", "in g</w>", "' s</w>", "1 2", "Ã ©")
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -149,6 +153,21 @@ def write_safety_checker(folder: Path) -> None:
         if name in ("concept_embeds", "special_care_embeds"):
             tensor.normal_()
     checker.half().save_pretrained(folder)
+
+
+class OnlyChecker:
+    """A recipe that renders nothing: with a safety checker beside it, that alone."""
+
+    COMPONENTS: Mapping[str, type] = {}
+
+    def __init__(self, card: Card) -> None:
+        self._card = card
+
+    def card(self, checkpoint: Checkpoint, name: str, title: str, prediction_type: str | None) -> Card:
+        return self._card
+
+    def recipes(self, checkpoint: Checkpoint, card: Card) -> tuple[EngineRecipe, ...]:
+        return ()
 
 
 def write_tokenizer(folder: Path, pad: str) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
 from http.client import HTTPConnection
 from io import BytesIO
@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 import pytest
 import torch
-from checkpoints import write_safety_checker
+from checkpoints import OnlyChecker, write_safety_checker
 from conftest import RunningService, start_service, stop_service
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from mediagen.client import Client, MediagenError
@@ -21,11 +21,9 @@ from mediagen.v1 import image_pb2 as pb
 from PIL import Image
 
 from export.checkpoint import Checkpoint
-from export.recipes import EngineRecipe
 from export.recipes.safety import COMPONENT, WithSafetyChecker
 from export.repository import export
 from server.catalog import read_catalog
-from server.families.card import Card
 from server.safety import normalised
 
 SNOW, NIGHT = (
@@ -35,21 +33,6 @@ SNOW, NIGHT = (
     )
     for prompt in ("a red house in the snow", "a sailboat at night")
 )  # fmt: skip
-
-
-class OnlyChecker:
-    """A recipe for a card that is there already, with its engines."""
-
-    COMPONENTS: Mapping[str, type] = {}
-
-    def __init__(self, card: Card) -> None:
-        self._card = card
-
-    def card(self, checkpoint: Checkpoint, name: str, title: str, prediction_type: str | None) -> Card:
-        return self._card
-
-    def recipes(self, checkpoint: Checkpoint, card: Card) -> tuple[EngineRecipe, ...]:
-        return ()
 
 
 def add_checker(repository: Path, removed: np.ndarray, passed: np.ndarray, folder: Path) -> None:

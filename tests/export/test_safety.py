@@ -1,22 +1,26 @@
 """A safety checker of the real architecture, exported beside an engine and run, decides as diffusers does."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from checkpoints import change_json, write_safety_checker
+from checkpoints import OnlyChecker, change_json, write_safety_checker
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from safetensors.torch import load_file, save_file
 
 from export import ExportError
 from export.__main__ import main
 from export.checkpoint import Checkpoint, open_component
+from export.published import PUBLISHED
 from export.recipes import safety, sd15
-from server.catalog import read_catalog
+from export.repository import export
 from server.engines import golden
 from server.engines.local import LocalEngines
+from server.families.sd15 import engines
 from server.safety import Removed, normalised, safety_checker, verdict, with_checker
 
 
@@ -56,30 +60,38 @@ def checker_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def rendered_with_checker(
-    checkpoint_folder: Path, checker_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """The tiny checkpoint of SD 1.5, exported with it by the command."""
-    out = tmp_path_factory.mktemp("rendered")
+def test_the_command_renders_it_beside_the_family_and_the_card_says_so(
+    checkpoint_folder: Path, checker_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered: list[Any] = []
+    monkeypatch.setattr("export.__main__.export", lambda *given: rendered.append(given) or [])
     arguments = ["sd15", "--checkpoint", str(checkpoint_folder), "--safety-checker", str(checker_folder)]
-    assert main([*arguments, "--out", str(out)]) == 0
-    return out
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+    ((recipe, checkpoint, card, *_),) = rendered
+    assert card == replace(
+        sd15.card(checkpoint, "sd15", PUBLISHED["sd15"].title, None),
+        safety_checker=True,
+        source="tiny + safety_checker",
+    )
+    assert [engine.spec for engine in recipe.recipes(checkpoint, card)] == [*engines(card), safety_checker(card)]
+    assert {**sd15.COMPONENTS, safety.COMPONENT: StableDiffusionSafetyChecker} == recipe.COMPONENTS
 
 
 async def test_the_exported_checker_decides_as_diffusers_does(
-    rendered_with_checker: Path, checker_folder: Path
+    checkpoint: Checkpoint, checker_folder: Path, tmp_path: Path
 ) -> None:
-    card = read_catalog(rendered_with_checker)["sd15"].card
-    assert card.safety_checker
-    assert card.source == "tiny + safety_checker"
+    recipe = safety.WithSafetyChecker(OnlyChecker(sd15.card(checkpoint, "tiny", "a tiny one", None)))
+    joined = checkpoint.join(safety.COMPONENT, open_component(str(checker_folder), None, safety.COMPONENT))
+    card = recipe.card(joined, "tiny", "a tiny one", None)
+    (row,) = export(recipe, joined, card, tmp_path, lambda text: None)
+    assert row.passed
     spec = safety_checker(card)
-    assert f"| {spec.name} " in (rendered_with_checker / "sd15.parity.md").read_text()
+    assert f"| {spec.name} " in (tmp_path / "tiny.parity.md").read_text()
     reference = StableDiffusionSafetyChecker.from_pretrained(checker_folder, torch_dtype=torch.float32)
-    home = LocalEngines(rendered_with_checker, [spec])
+    home = LocalEngines(tmp_path, [spec])
     try:
         await home.load(spec.name)
-        await golden.check(home, rendered_with_checker, [spec])
+        await golden.check(home, tmp_path, [spec])
 
         async def run(network: object, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             return await home.run(spec.name, inputs)
