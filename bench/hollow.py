@@ -1,7 +1,7 @@
 """A model repository whose engines compute next to nothing: a real one's ports, settings, tokenizer and card.
 
 Against it a call's time is nearly all cost of the service, so that it can be read on a loaded machine too. Knows SD
-1.5's three engines; needs onnx (the `export` set).
+1.5's four engines; needs onnx (the `export` set).
 """
 
 import shutil
@@ -23,25 +23,33 @@ def write(original: Path, root: Path) -> None:
     """The card `sd15` of `original` with hollow engines."""
     engine = read_catalog(original)["sd15"]
     shutil.copy(original / "sd15.json", root)
-    text_encoder, unet, vae_decoder = engine.specs
+    text_encoder, vae_encoder, unet, vae_decoder = engine.specs
     assert isinstance(engine.card, Sd15Card)
     width = engine.card.text_width
-    graphs = {text_encoder: _text(width), unet: _unet(width), vae_decoder: _vae(engine.card.pixels_per_latent)}
+    scale = engine.card.pixels_per_latent
+    graphs = {
+        text_encoder: _text(width),
+        vae_encoder: _vae_encoder(scale),
+        unet: _unet(width),
+        vae_decoder: _vae_decoder(scale),
+    }
     for spec, graph in graphs.items():
         _write(original / spec.name, root / spec.name, spec, graph)
 
 
 def _text(width: int) -> _Graph:
-    """Every text state is its token's number."""
+    """Every text state is its token's number, less the layers left out."""
     nodes = [
-        helper.make_node("Cast", ["input_ids"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["skip", "second"], ["skips"]),
+        helper.make_node("Sub", ["input_ids", "skips"], ["less"]),
+        helper.make_node("Cast", ["less"], ["numbers"], to=TensorProto.FLOAT),
         helper.make_node("Unsqueeze", ["numbers", "last"], ["column"]),
         helper.make_node("Mul", ["column", "row"], ["hidden_states"]),
     ]
     ids = np.arange(77)[None]  # 1 77
     states = np.repeat(ids[..., None], width, axis=2).astype(np.float32)
-    constants = {"last": np.array([2]), "row": np.ones(width, np.float32)}
-    return nodes, constants, {"input_ids": ids}, {"hidden_states": states}
+    constants = {"second": np.array([1]), "last": np.array([2]), "row": np.ones(width, np.float32)}
+    return nodes, constants, {"input_ids": ids, "skip": np.zeros(1, np.int64)}, {"hidden_states": states}
 
 
 def _unet(width: int) -> _Graph:
@@ -62,7 +70,38 @@ def _unet(width: int) -> _Graph:
     return nodes, {"nothing": np.array(0, np.float32)}, inputs, {"prediction": sample}
 
 
-def _vae(scale: int) -> _Graph:
+def _vae_encoder(scale: int) -> _Graph:
+    """What the decoder undoes: colours as three latent channels, the fourth is 0."""
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["levels"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["levels", "middle"], ["contrasted"]),
+        helper.make_node("Cast", ["visible"], ["seen"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["seen", "last"], ["mask"]),
+        helper.make_node("Mul", ["contrasted", "mask"], ["masked"]),
+        helper.make_node("Div", ["masked", "contrast"], ["colours"]),
+        helper.make_node("Transpose", ["colours"], ["large"], perm=[0, 3, 1, 2]),
+        helper.make_node("AveragePool", ["large"], ["three"], kernel_shape=[scale, scale], strides=[scale, scale]),
+        helper.make_node("Pad", ["three", "fourth"], ["mean"]),
+        helper.make_node("Mul", ["mean", "nothing"], ["std"]),
+    ]
+    constants: dict[str, Array] = {
+        "middle": np.array(128, np.float32),
+        "contrast": np.array(50, np.float32),
+        "last": np.array([3]),
+        "fourth": np.array([0, 0, 0, 0, 0, 1, 0, 0]),
+        "nothing": np.array(0, np.float32),
+    }
+    side = 8 * scale
+    inputs: dict[str, Array] = {
+        "pixels": np.full((1, side, side, 3), 178, np.uint8),
+        "visible": np.ones((1, side, side), np.uint8),
+    }
+    mean = np.ones((1, 4, 8, 8), np.float32)
+    mean[:, 3] = 0
+    return nodes, constants, inputs, {"mean": mean, "std": np.zeros_like(mean)}
+
+
+def _vae_decoder(scale: int) -> _Graph:
     """Three latent channels as colours, blurred up to pixels: a smooth picture, as real ones are."""
     nodes = [
         helper.make_node("Slice", ["latents", "begin", "end", "channels"], ["three"]),

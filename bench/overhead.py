@@ -98,7 +98,7 @@ class Bench:
             **self.engines.spent,
             **{name: after[name] - before[name] for name in after},
         }
-        found["cost"] = found["wall"] - sum(found[f"execution {spec.name}"] for spec in self.engine.specs)
+        found["cost"] = found["wall"] - sum(found[f"execution {name}"] for name in _names(self.engine))
         return found
 
     async def _statistics(self) -> Milliseconds:
@@ -127,7 +127,7 @@ async def prepared(repository: Path, steps: int, cache: Path) -> AsyncIterator[B
         engines = TimedEngines(triton.address, engine)
         server = grpc.aio.server(interceptors=(CallInterceptor(),))
         port = server.add_insecure_port("127.0.0.1:0")
-        names = [spec.name for spec in engine.specs]
+        names = _names(engine)
         on_demand = OnDemandEngines(engines, dict.fromkeys(names, 0), budget=0)
         scheduler = StepScheduler(on_demand)
         run = _timed(scheduler.run, engines.spent)
@@ -152,9 +152,14 @@ async def prepared(repository: Path, steps: int, cache: Path) -> AsyncIterator[B
             await asyncio.gather(channel.close(), on_demand.close())
 
 
+def _names(engine: Engine) -> list[str]:
+    """Of the networks that draw a picture from text."""
+    return [f"{engine.card.name}_{part}" for part in ("text_encoder", "unet", "vae_decoder")]
+
+
 def parts(engine: Engine, call: Milliseconds) -> dict[str, float]:
     """A unary call's cost taken apart, in ms; the parts add up to it."""
-    text, unet, vae = (spec.name for spec in engine.specs)
+    text, unet, vae = _names(engine)
     phases = sum(call[phase] for phase in _PHASES)
     around = call["conditioning_ms"] - call[f"execution {text}"] + call["decoding_ms"] - call[f"execution {vae}"]
     return {
@@ -176,7 +181,7 @@ async def measure(repository: Path, steps: int, repeats: int, cache: Path) -> No
             await bench.call(kind)
         calls = [(await bench.call(UNARY), await bench.call(STREAM)) for _ in range(repeats)]
         empty = statistics.median([await bench.empty_call() for _ in range(50)])
-        unet = bench.engine.specs[2].name
+        _, unet, _ = _names(bench.engine)
         for unary, _ in calls:
             if unary[f"count {unet}"] != steps:
                 raise SystemExit(f"the UNet executed {unary[f'count {unet}']} times in {steps} steps")
@@ -209,7 +214,8 @@ def _print(engine: Engine, calls: list[tuple[Milliseconds, Milliseconds]], steps
     median = statistics.median(call["cost"] for call in stream)
     line("GenerateStream: median of all calls", median)
     line("Generate: median of all calls", statistics.median(call["cost"] for call in unary))
-    execution = statistics.mean(call[f"execution {engine.specs[2].name}"] for call in unary[:quiet])
+    _, denoiser, _ = _names(engine)
+    execution = statistics.mean(call[f"execution {denoiser}"] for call in unary[:quiet])
     print(f"\n  not in it: {execution / steps:.2f} ms a step that Triton counts as the UNet's execution")
     for name, cost in (("quietest calls", streaming), ("median", median)):
         print(f"  goal, under {GOAL:.0f} ms a step: {'met' if cost / steps < GOAL else 'missed'} ({name})")
