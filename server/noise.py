@@ -50,22 +50,23 @@ class NoiseStream:
 
 
 class BrownianPath:
-    """One Brownian motion W(k) a seed, for 0 <= k <= 2^16: W(0) = 0, variance k.
+    """One Brownian motion W(k) a seed, for 0 < k <= 2^16: variance k.
 
     A dyadic tree: the value in the middle of an interval is the mean of its ends plus a normal value of its own, with
-    the bridge's variance of a quarter of the interval. The normal values of a node come from Philox, keyed by the seed
-    and counted by the node's number in the tree, so W(k) depends on seed and k alone: on no order of asking, no other
-    levels, no other picture. Intervals shorter than k / 2^12 are straight lines: the levels of a run of 200 steps are
-    40 times as far apart.
+    the bridge's variance of a quarter of the interval. In an interval shorter than k / 2^7, which is less than what
+    lies between two levels of 200 steps, a point is drawn from the bridge for itself. The normal values come from
+    Philox, keyed by the seed and counted by the interval's number in the tree (and by the point), so W(k) depends on
+    seed and k alone: on no order of asking, no other levels, no other picture.
     """
 
     _TOP = 2.0**16  # far above the k of any trained checkpoint: SD 1.5 and SDXL end at 14.6
-    _FINEST = 2.0**-12  # of an interval, relative to its upper end
+    _FINEST = 2.0**-7  # of an interval, relative to its upper end
 
     def __init__(self, seed: int, shape: tuple[int, ...]) -> None:
         self._seed, self._shape = seed, shape
-        root = np.sqrt(_FLOAT(self._TOP)) * self._normal(0)
-        self._way = [_Interval(1, 0.0, self._TOP, np.zeros(shape, _FLOAT), root)]  # from the root to the last asked
+        end = np.sqrt(_FLOAT(self._TOP)) * self._normal(interval=0)
+        self._way = [_Interval(1, 0.0, self._TOP, np.zeros(shape, _FLOAT), end)]  # from the root to the last asked
+        self._last: dict[float, npt.NDArray[np.float32]] = {}  # W at the last two levels asked
 
     def between(self, k: float, k_there: float) -> npt.NDArray[np.float32]:
         """The path's increment from k to k_there, divided by its standard deviation: standard normal values."""
@@ -74,29 +75,33 @@ class BrownianPath:
 
     def _at(self, k: float) -> npt.NDArray[np.float32]:
         """W(k). The way down is kept, since levels are asked for one after the other."""
+        if k not in self._last:
+            self._last = {**dict([*self._last.items()][-1:]), k: self._found(k)}
+        return self._last[k]
+
+    def _found(self, k: float) -> npt.NDArray[np.float32]:
         if not 0 < k <= self._TOP:
             raise ValueError(f"k is {k}; it must be above 0 and at most {self._TOP:g}")
         while not self._way[-1].begin <= k <= self._way[-1].end:
             self._way.pop()
         while (last := self._way[-1]).end - last.begin > self._FINEST * last.end:
             self._way.append(self._half(last, k))
-        share = _FLOAT((k - last.begin) / (last.end - last.begin))
-        value: npt.NDArray[np.float32] = (1 - share) * last.at_begin + share * last.at_end
-        return value
+        point = int(np.float32(k).view(np.uint32))  # float32: the last bits of a float64 differ from machine to machine
+        return last.bridged(k, self._normal(last.number, point))
 
     def _half(self, whole: "_Interval", k: float) -> "_Interval":
         middle = (whole.begin + whole.end) / 2
-        spread = _FLOAT(np.sqrt(whole.end - whole.begin) / 2)
-        at_middle = (whole.at_begin + whole.at_end) / 2 + spread * self._normal(whole.node)
+        at_middle = whole.bridged(middle, self._normal(whole.number))
         if k <= middle:
-            return _Interval(2 * whole.node, whole.begin, middle, whole.at_begin, at_middle)
-        return _Interval(2 * whole.node + 1, middle, whole.end, at_middle, whole.at_end)
+            return _Interval(2 * whole.number, whole.begin, middle, whole.at_begin, at_middle)
+        return _Interval(2 * whole.number + 1, middle, whole.end, at_middle, whole.at_end)
 
-    def _normal(self, node: int) -> npt.NDArray[np.float32]:
-        """The standard normal values of a node: 1 the whole interval, 2n and 2n + 1 its halves; 0 the path's end."""
+    def _normal(self, interval: int, point: int = 0) -> npt.NDArray[np.float32]:
+        """The standard normal values of an interval's middle, or of another point in it. Interval 1 is the whole, 2n
+        and 2n + 1 are the halves of n; 0 is the end of the path."""
         count = int(np.prod(self._shape))
         blocks = -(-count // _BLOCK)
-        philox = np.random.Philox(key=[self._seed, _BROWNIAN], counter=[0, 0, node, 0])  # 2^128 values a node
+        philox = np.random.Philox(key=[self._seed, _BROWNIAN], counter=[0, 0, interval, point])
         draws = philox.random_raw(blocks * _BLOCK // 2).astype("<u8").view("<u4")
         values: npt.NDArray[np.float32] = _box_muller((draws & 0xFFFFFF).astype(_FLOAT) * _FLOAT(2**-24))
         return values[:count].reshape(self._shape)
@@ -104,13 +109,22 @@ class BrownianPath:
 
 @dataclass(frozen=True, eq=False)
 class _Interval:
-    """A node of the tree: begin < end, and the path at both."""
+    """An interval of the tree, and the path at both ends."""
 
-    node: int
+    number: int
     begin: float
     end: float
     at_begin: npt.NDArray[np.float32]
     at_end: npt.NDArray[np.float32]
+
+    def bridged(self, k: float, normal: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The path at k between the ends, given them and standard normal values."""
+        share = (k - self.begin) / (self.end - self.begin)
+        spread = np.sqrt((k - self.begin) * (self.end - k) / (self.end - self.begin))
+        value: npt.NDArray[np.float32] = (
+            _FLOAT(1 - share) * self.at_begin + _FLOAT(share) * self.at_end + _FLOAT(spread) * normal
+        )
+        return value
 
 
 def _box_muller(uniforms: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -9,6 +9,9 @@ from diffusers import PNDMScheduler
 
 from server.levels import (
     CLEAN_FROM,
+    LEADING,
+    LINSPACE,
+    TRAILING,
     NoiseSchedule,
     Scheduler,
     clean_from_eps,
@@ -21,6 +24,7 @@ from server.levels import (
     linspace,
     noise_schedule,
     times_of,
+    trailing,
     training_ks,
 )
 from server.noise import NoiseStream
@@ -66,7 +70,7 @@ def test_the_level_behind_timestep_0_follows_set_alpha_to_one(schedule: NoiseSch
     [
         ("beta_schedule", "squaredcos_cap_v2", "linear, scaled_linear"),
         ("prediction_type", "sample", "epsilon, v_prediction"),
-        ("timestep_spacing", "trailing", "None, leading"),
+        ("timestep_spacing", "linspace", "None, leading, trailing"),
     ],
 )
 def test_a_schedule_that_is_not_built_is_refused_with_what_is(field: str, value: str, built: str) -> None:
@@ -84,6 +88,27 @@ def test_leading_spacing_counts_whole_strides_from_the_offset(schedule: NoiseSch
 def test_linspace_spacing_holds_both_ends(schedule: NoiseSchedule) -> None:
     assert linspace(schedule, 3).tolist() == [999, 499.5, 0]
     assert linspace(schedule, 1).tolist() == [0]
+
+
+@pytest.mark.parametrize("timesteps", [1000, 999])
+def test_trailing_spacing_begins_at_the_end_and_has_as_many_timesteps_as_steps(timesteps: int) -> None:
+    schedule = noise_schedule(replace(SD15, num_train_timesteps=timesteps))
+    assert trailing(schedule, 4).tolist() == pytest.approx(
+        [timesteps * share / 4 - 1 for share in (4, 3, 2, 1)], abs=0.6
+    )
+    assert trailing(schedule, 1).tolist() == [timesteps - 1]
+    for steps in range(1, 201):  # 61, 103, 121, 122 of 1000 are one too many in diffusers
+        times = trailing(schedule, steps)
+        assert len(times) == steps
+        assert times[0] == timesteps - 1
+        assert times[-1] >= 0
+        assert np.all(np.diff(times) < 0)
+
+
+def test_the_spacings_before_clean_leave_out_timestep_0(schedule: NoiseSchedule) -> None:
+    assert LINSPACE.times_before_clean(schedule, 2).tolist() == [999, 500]
+    assert LEADING.times_before_clean(schedule, 3).tolist() == [751, 501, 251]
+    assert TRAILING.times_before_clean(schedule, 4).tolist() == [999, 749, 499, 249]
 
 
 def test_karras_levels_run_from_the_largest_to_the_smallest_k() -> None:

@@ -56,7 +56,7 @@ class Sampler:
 
     name: str  # as in a request
     paper: str
-    order: int  # of convergence: the error falls as steps^-order
+    order: int  # the error falls as steps^-order: that of the picture; of the pictures' statistics where noise is drawn
     max_steps: int
     trajectory: Callable[[Any, int], Trajectory]  # of a full run of that many steps; the schedule is its family's kind
     evaluations: Callable[[Sequence[Step]], int]  # of a run of those steps: cost and progress count these

@@ -34,7 +34,7 @@ def dpm_solver_pp_sde(x: Array, steps: Sequence[Step], noise: NoiseStream) -> Sa
 DPM_PLUS_PLUS_SDE_KARRAS = Sampler(
     name="DPM_PLUS_PLUS_SDE_KARRAS",
     paper="k-diffusion, sample_dpmpp_sde; Lu et al. 2022, arXiv 2211.01095; levels of Karras et al. 2022, equation 5",
-    order=1,
+    order=2,
     max_steps=200,
     trajectory=lambda schedule, steps: k_trajectory(schedule, k_karras_levels(schedule, steps), in_the_middle),
     evaluations=once_each_level,

@@ -111,7 +111,7 @@ def test_what_the_unet_predicts_is_not_guessed(changed: Callable[..., Checkpoint
     [
         (SCHEDULER, {"prediction_type": "sample"}, "prediction_type 'sample'; built are: epsilon, v_prediction"),
         (SCHEDULER, {"trained_betas": [0.1]}, "trained_betas"),
-        (SCHEDULER, {"timestep_spacing": "trailing"}, "timestep_spacing 'trailing'"),
+        (SCHEDULER, {"timestep_spacing": "linspace"}, "timestep_spacing 'linspace'"),
         (SCHEDULER, {"clip_sample": True}, "clip_sample is True"),
         (SCHEDULER, {"beta_schedule": "squaredcos_cap_v2"}, "beta_schedule 'squaredcos_cap_v2'"),
         (SCHEDULER, {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
