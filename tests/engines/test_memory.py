@@ -4,12 +4,14 @@ from pathlib import Path
 
 import numpy as np
 from engines import toy
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from server.engines import leftovers
 from server.engines.memory import BYTES_A_PARAMETER, BYTES_AN_ENGINE, estimate
 from server.engines.supervisor import EmbeddedTriton
 from server.engines.triton import TritonEngines
+
+REPOSITORY = Path(__file__).resolve().parents[2] / "model_repository"
 
 
 def test_every_parameter_counts_alike_however_it_is_stored_and_golden_tensors_do_not(tmp_path: Path) -> None:
@@ -19,6 +21,29 @@ def test_every_parameter_counts_alike_however_it_is_stored_and_golden_tensors_do
     save_file({"half": half, "single": single}, folder / "weights.safetensors", {"made": "by hand"})
     save_file({"input.x": np.zeros(1000, np.float32)}, folder / "golden.safetensors")
     assert estimate(tmp_path, "net") == BYTES_AN_ENGINE + 22 * BYTES_A_PARAMETER
+
+
+def test_of_a_file_that_two_engines_share_each_counts_what_its_own_graph_names() -> None:
+    """An autoencoder's: the encoder is the smaller half, and both together are the file."""
+    weights = REPOSITORY / "sd15_vae_encoder" / "1" / "weights.safetensors"
+    everything = sum(tensor.size for tensor in load_file(weights).values())
+    parameters = [
+        (estimate(REPOSITORY, f"sd15_vae_{half}") - BYTES_AN_ENGINE) // BYTES_A_PARAMETER
+        for half in ("encoder", "decoder")
+    ]
+    own = sum(tensor.size for name, tensor in load_file(weights).items() if name.startswith(("encoder.", "quant_")))
+    assert parameters == [own, everything - own]
+
+
+def test_without_a_graph_that_can_be_read_every_tensor_counts(tmp_path: Path) -> None:
+    folder = tmp_path / "net" / "1"
+    folder.mkdir(parents=True)
+    save_file({"a": np.zeros(7, np.float32)}, folder / "weights.safetensors")
+    for damaged in (b"", b"\xff" * 100, b"\x3a\x7f", b"\x3a\x02\x2a\x09", b"\x07", b"\x3a\x04\x2a\x02\x42\x01"):
+        (folder / "model.onnx").write_bytes(damaged)
+        assert estimate(tmp_path, "net") == BYTES_AN_ENGINE + 7 * BYTES_A_PARAMETER
+    (folder / "model.onnx").unlink()
+    assert estimate(tmp_path, "net") == BYTES_AN_ENGINE + 7 * BYTES_A_PARAMETER
 
 
 def test_weights_that_cannot_be_read_count_as_none(tmp_path: Path) -> None:
