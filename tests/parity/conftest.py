@@ -43,6 +43,8 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             file.write_bytes(_randomised(file.read_bytes(), number))
             weights = {name: torch.from_numpy(tensor).float() for name, tensor in load(file.read_bytes()).items()}
             getattr(oracle, component).load_state_dict(weights)
+        decoder, encoder = (repository / f"sd15_vae_{half}" / "1" for half in ("decoder", "encoder"))
+        shutil.copy(decoder / "weights.safetensors", encoder)
     return Subject(read_catalog(repository)["sd15"], repository, oracle)
 
 
