@@ -15,7 +15,7 @@ help: ## list the targets
 run: $(VENV)/serve ## one picture from a fresh clone: PROMPT="..." OUT=picture.png
 	@$(BIN)/mediagen generate --start-service -o "$$OUT" -- "$$PROMPT"
 
-serve: $(VENV)/serve ## the service, until Ctrl-C, on MEDIAGEN_GRPC_ADDRESS (default 127.0.0.1:50051)
+serve: $(VENV)/serve ## the service, until Ctrl-C, on MEDIAGEN_GRPC_ADDRESS (default 127.0.0.1:50051); JSON at 127.0.0.1:50080/docs
 	@$(BIN)/mediagen serve
 
 test: $(VENV)/all ## the whole test suite

@@ -12,6 +12,7 @@ from server.settings import SettingsError, read
 def test_without_any_variable_everything_has_a_default() -> None:
     settings = read({})
     assert settings.grpc_address == "127.0.0.1:50051"
+    assert settings.http_address == "127.0.0.1:50080"
     assert settings.triton == "embedded"
     assert (settings.model_repository / "sd15.json").is_file()
     assert settings.preload == settings.safety == ()
@@ -35,6 +36,7 @@ def test_every_variable_is_read() -> None:
     settings = read(
         {
             "MEDIAGEN_GRPC_ADDRESS": "0.0.0.0:1",
+            "MEDIAGEN_HTTP_ADDRESS": "0.0.0.0:2",
             "MEDIAGEN_MODEL_REPOSITORY": "/models",
             "MEDIAGEN_TRITON": "triton:8001",
             "MEDIAGEN_ENGINE_MEMORY": "3G",
@@ -48,6 +50,7 @@ def test_every_variable_is_read() -> None:
         }
     )
     assert (settings.grpc_address, settings.triton, settings.log_level) == ("0.0.0.0:1", "triton:8001", "DEBUG")
+    assert settings.http_address == "0.0.0.0:2"
     assert (settings.model_repository, settings.cache) == (Path("/models"), Path("/cache"))
     assert (settings.safety, settings.prompt_filter) == (("sdxl", "sd15"), Path("/words.txt"))
     assert (settings.engine_memory, settings.preload) == (3 * 2**30, ("sd15", "mine"))
@@ -59,6 +62,7 @@ def test_every_variable_is_read() -> None:
     [
         ("MEDIAGEN_GRPC_ADDRESS", "50051"),
         ("MEDIAGEN_GRPC_ADDRESS", "host:65536"),
+        ("MEDIAGEN_HTTP_ADDRESS", "off"),
         ("MEDIAGEN_TRITON", "yes"),
         ("MEDIAGEN_ENGINE_MEMORY", "half"),
         ("MEDIAGEN_ENGINE_MEMORY", "0G"),
@@ -71,3 +75,9 @@ def test_every_variable_is_read() -> None:
 def test_a_value_that_cannot_be_used_is_named_with_what_could(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=f"{name} is '?{value}'?"):
         read({name: value})
+
+
+def test_the_json_routes_can_be_left_out() -> None:
+    assert read({"MEDIAGEN_HTTP_ADDRESS": "none"}).http_address == "none"
+    with pytest.raises(SettingsError, match="must be host:port, such as 127.0.0.1:8001 or none"):
+        read({"MEDIAGEN_HTTP_ADDRESS": "off"})

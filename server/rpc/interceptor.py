@@ -11,8 +11,9 @@ from contextvars import ContextVar
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
+from server.request import InvalidRequest, Violation
 from server.rpc.errors import Fault, fault_of, trailers
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,27 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         behaviour: Any = next(filter(None, (getattr(handler, kind) for kind in _MAKERS)))
         wrap = _streaming if handler.response_streaming else _unary
         kind = f"{_ARITY[handler.request_streaming]}_{_ARITY[handler.response_streaming]}"
-        return _MAKERS[kind](wrap(behaviour), handler.request_deserializer, handler.response_serializer)
+        read = handler.request_deserializer if handler.request_streaming else _reader(handler.request_deserializer)
+        return _MAKERS[kind](wrap(behaviour), read, handler.response_serializer)
+
+
+def _reader(deserialize: Any) -> Callable[[bytes], Message | InvalidRequest]:
+    """gRPC itself would tell of bytes that are no message as UNKNOWN; here they reach the table of faults."""
+
+    def read(data: bytes) -> Message | InvalidRequest:
+        try:
+            message: Message = deserialize(data)
+        except DecodeError as error:
+            return InvalidRequest((Violation("request", f"not readable ({error}); texts must be UTF-8"),))
+        return message
+
+    return read
+
+
+def _message(request: Any) -> Any:
+    if isinstance(request, InvalidRequest):
+        raise request
+    return request
 
 
 def _unary(behaviour: Callable[[Any, Context], Awaitable[Message]]) -> Callable[[Any, Context], Awaitable[Message]]:
@@ -52,7 +73,7 @@ def _unary(behaviour: Callable[[Any, Context], Awaitable[Message]]) -> Callable[
         _begin(context)
         try:
             async with asyncio.timeout(context.time_remaining()):
-                return await behaviour(request, context)
+                return await behaviour(_message(request), context)
         except Exception as error:
             await _abort(context, error)
 
@@ -65,7 +86,10 @@ def _streaming(
     async def call(request: Any, context: Context) -> AsyncGenerator[Message, None]:
         _begin(context)
         try:
-            async with asyncio.timeout(context.time_remaining()), aclosing(behaviour(request, context)) as messages:
+            async with (
+                asyncio.timeout(context.time_remaining()),
+                aclosing(behaviour(_message(request), context)) as messages,
+            ):
                 async for message in messages:
                     yield message
         except Exception as error:

@@ -49,15 +49,21 @@ def failing() -> Failing:
 
 
 @pytest.fixture
-async def stub(failing: Failing) -> AsyncIterator[image_pb2_grpc.ImageServiceStub]:
-    """A way to call it through the interceptor."""
+async def channel(failing: Failing) -> AsyncIterator[grpc.aio.Channel]:
+    """A way to it through the interceptor."""
     server = grpc.aio.server(interceptors=(CallInterceptor(),))
     image_pb2_grpc.add_ImageServiceServicer_to_server(failing, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield image_pb2_grpc.ImageServiceStub(channel)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as connected:
+        yield connected
     await server.stop(None)
+
+
+@pytest.fixture
+def stub(channel: grpc.aio.Channel) -> image_pb2_grpc.ImageServiceStub:
+    """Calls."""
+    return image_pb2_grpc.ImageServiceStub(channel)
 
 
 Call = grpc.aio.UnaryUnaryCall | grpc.aio.UnaryStreamCall
@@ -112,6 +118,22 @@ async def test_a_fault_carries_its_details_and_the_calls_id(
     retry = error_details_pb2.RetryInfo()
     assert status.details[1].Unpack(retry)
     assert retry.retry_delay.seconds == 2
+
+
+@pytest.mark.parametrize("method", ["Generate", "GenerateStream"])
+@pytest.mark.parametrize("data", [b"\xff\xff", b"\x12\x02\xff\xfe", b"\x12\x05ab"], ids=["noise", "not UTF-8", "cut"])
+async def test_bytes_that_are_no_message_are_the_callers_mistake(
+    channel: grpc.aio.Channel, failing: Failing, method: str, data: bytes
+) -> None:
+    failing.error = EngineUnavailable("reached")
+    path = f"/mediagen.v1.ImageService/{method}"
+    if method == "Generate":
+        call: Call = channel.unary_unary(path)(data)
+    else:
+        data = b"\x0a" + bytes([len(data)]) + data  # in the request that it carries
+        call = channel.unary_stream(path)(data)
+    assert await status_of(call) == grpc.StatusCode.INVALID_ARGUMENT
+    assert "request: not readable" in await call.details()
 
 
 class Aborted(Exception):
