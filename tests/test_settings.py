@@ -79,5 +79,5 @@ def test_a_value_that_cannot_be_used_is_named_with_what_could(name: str, value: 
 
 def test_the_json_routes_can_be_left_out() -> None:
     assert read({"MEDIAGEN_HTTP_ADDRESS": "none"}).http_address == "none"
-    with pytest.raises(SettingsError, match="must be host:port, such as 127.0.0.1:8001 or none"):
+    with pytest.raises(SettingsError, match=r"must be host:port, such as 127\.0\.0\.1:8001 or none"):
         read({"MEDIAGEN_HTTP_ADDRESS": "off"})
