@@ -20,6 +20,7 @@ from parity import tiny_sd3
 from export.checkpoint import open_checkpoint
 from export.recipes import sd3
 from export.repository import export
+from server.beginning import encode
 from server.catalog import Engine, read_catalog
 from server.denoising import denoise
 from server.engines.local import LocalEngines
@@ -102,7 +103,8 @@ def plan_of(subject: Subject, steps: int, size: Size, guidance_scale: float, neg
 async def ours(subject: Subject, made: Plan, run: Any) -> tuple[np.ndarray, np.ndarray]:
     """Latents (c h w) and pixels (height width 3)."""
     family, card = subject.engine.family, subject.engine.card
-    latents = await denoise(made, await family.condition(made, card, run), SEED, run, lambda: None)
+    stages = await family.condition(made, card, run)
+    latents = await denoise(made, stages, await encode(made, run), SEED, run, lambda: None)
     return latents, await family.decode(latents, card, run)
 
 

@@ -31,6 +31,7 @@ from parity.tiny_sdxl import Oracle
 
 from export.recipes import sdxl
 from export.repository import export
+from server.beginning import encode
 from server.catalog import Engine, read_catalog
 from server.denoising import denoise
 from server.engines.local import LocalEngines
@@ -108,7 +109,8 @@ def plan_of(subject: Subject, size: Size = SIZES[0], **fields: Any) -> Plan:
 async def ours(subject: Subject, made: Plan, run: Any) -> tuple[np.ndarray, np.ndarray]:
     """Latents (c h w) and pixels (height width 3)."""
     family, card = subject.engine.family, subject.engine.card
-    latents = await denoise(made, await family.condition(made, card, run), SEED, run, lambda: None)
+    stages = await family.condition(made, card, run)
+    latents = await denoise(made, stages, await encode(made, run), SEED, run, lambda: None)
     return latents, await family.decode(latents, card, run)
 
 
