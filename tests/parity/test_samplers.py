@@ -112,6 +112,4 @@ async def test_a_seed_gives_the_latents_that_diffusers_gives(
     made = plan_of(subject, name, steps, guidance_scale)
     latents, evaluations = await ours(subject, made, run)
     assert evaluations == made.evaluations
-    r = relative(latents, theirs(subject, made))
-    print(f"DIFF {name} {steps} {guidance_scale} {r:.1e}")
-    assert r < LATENTS_TOLERANCE
+    assert relative(latents, theirs(subject, made)) < LATENTS_TOLERANCE
