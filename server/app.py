@@ -24,7 +24,8 @@ from server.engines.on_demand import OnDemandEngines
 from server.engines.port import Engines, EngineUnavailable, Spec
 from server.engines.supervisor import EmbeddedTriton
 from server.engines.triton import TritonEngines
-from server.http.app import Facade, application
+from server.http.app import application
+from server.http.facade import Facade
 from server.http.listener import Listener, listen
 from server.prompt_filter import nothing_blocked, read_word_list
 from server.rpc.asset_service import AssetService

@@ -13,7 +13,8 @@ from starlette.types import ASGIApp
 from server.admission import Admission
 from server.catalog import Catalog, Engine
 from server.engines.port import Array, Spec, Tensors
-from server.http.app import Facade, application
+from server.http.app import application
+from server.http.facade import Facade
 from server.http.listener import Listener, listen
 from server.prompt_filter import WordList
 from server.rpc.image_service import ImageService

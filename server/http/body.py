@@ -21,6 +21,10 @@ _MAX_DIGITS = 40  # of a whole number; any field's bounds are far below
 _JSON = re.compile(r'application/(?:[\w.+-]+\+)?json(?:\s*;\s*charset="?utf-?8"?)?\s*;?', re.IGNORECASE)
 
 
+class Left(Exception):
+    """The caller did, before the end of its request."""
+
+
 class NotJson(Exception):
     """The text cannot be taken for what it was meant to be."""
 
@@ -62,7 +66,7 @@ def refuse_what_is_not_json(headers: Headers) -> None:
 
 @asynccontextmanager
 async def read(receive: Receive, room: Room, seconds: float) -> AsyncGenerator[bytearray, None]:
-    """The body, whose memory is counted until the block ends. Raises `Refused`; `ConnectionError` for one who left."""
+    """The body, whose memory is counted until the block ends. Raises `Refused`, `Left`."""
     body = bytearray()
     taken = 0
     try:
@@ -72,7 +76,7 @@ async def read(receive: Receive, room: Room, seconds: float) -> AsyncGenerator[b
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise ConnectionError("the caller left before the end of its request")
+                        raise Left
                     chunk = message.get("body", b"")
                     if len(body) + len(chunk) > BODY_BYTES:
                         raise _too_large()

@@ -115,7 +115,7 @@ def document(app: FastAPI) -> dict[str, Any]:
     return made
 
 
-def page() -> HTMLResponse:
+async def page() -> HTMLResponse:
     """Swagger UI over the document."""
     return get_swagger_ui_html(
         openapi_url="openapi.json",

@@ -8,8 +8,9 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from server.http.body import NotJson, parse
-from server.http.models import SEED_KINDS, ImageGenerationRequest
+from server.http.models import ImageGenerationRequest
 from server.http.replies import Wrong
+from server.http.values import SEED_KINDS
 
 _NOT_IN_THE_PROTO = frozenset({"log_prompt"})
 _PICTURES = frozenset({"init_image", "mask_image", "controlnet_image", "ip_adapter_image", "ip_adapter_mask_image"})

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from json_service import Served
 
-from server.http import app, body
+from server.http import body, facade
 from server.http.body import NotJson, parse
 from server.http.replies import Wrong, of_wrongs
 from server.http.translate import NO_DEMANDS, translate
@@ -80,12 +80,22 @@ def test_what_is_nested_less_deeply_is_a_value_of_another_kind() -> None:
         b'{"prompt":"x","init_image":"' + b"A" * 2 * MIB + b'A"}',
         b'{"prompt":"x","init_image":"' + b"A" * 2 * MIB + b'%"}',
         b'{"prompt":"x","init_image":"' + b"A" * 2 * MIB,
+        b'{"prompt":"x","init_image":"data:' + b"A" * 2 * MIB + b'"}',
         b'{"prompt":"x","steps":' + b"9" * 2 * MIB + b"}",
         b"\xff" * 2 * MIB,
         b'{"prompt":"x","' + b"k" * 2 * MIB + b'":1}',
         b'"' + b'\\"' * MIB + b"[" * 200,
     ],
-    ids=["cut base64", "bad base64", "cut body", "digits", "not UTF-8", "a long key", "an endless text"],
+    ids=[
+        "cut base64",
+        "bad base64",
+        "cut body",
+        "an endless prefix",
+        "digits",
+        "not UTF-8",
+        "a long key",
+        "an endless text",
+    ],
 )
 def test_what_is_large_and_wrong_is_refused_at_once(content: bytes) -> None:
     wrong = wrong_with(content)
@@ -200,7 +210,7 @@ async def test_bodies_together_have_bounded_memory_and_give_it_back(served: Serv
 
 
 async def test_a_body_that_does_not_come_is_given_up(on_a_port: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "READ_SECONDS", 0.05)
+    monkeypatch.setattr(facade, "READ_SECONDS", 0.05)
     head = b"POST /generate/sd HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{"
     reply, _ = await spoken(on_a_port, head)
     assert b" 408 " in reply

@@ -15,6 +15,7 @@ from PIL import Image
 from server.engines.port import EngineNoRoom, EngineTimeout, EngineUnavailable
 from server.http.app import ROUTES
 from server.http.models import ImageGenerationRequest
+from server.http.translate import NO_DEMANDS, translate
 
 SHORT = {"prompt": "a red house", "steps": 1, "width": 384, "height": 704}
 LONG = SHORT | {"steps": 200}
@@ -148,8 +149,6 @@ async def test_a_value_of_another_kind_is_named(served: Served, key: str, value:
 
 
 async def test_null_in_a_map_is_the_weight_1_and_the_name_itself() -> None:
-    from server.http.translate import NO_DEMANDS, translate
-
     body = b'{"loras": {"a": null, "b": -2}, "textual_inversions": {"c": null, "d": "e"}}'
     message = translate(body, "sd15", NO_DEMANDS).message
     assert dict(message.loras) == {"a": 1.0, "b": -2.0}
