@@ -86,7 +86,7 @@ def move(x: Array, clean: Array, here: Level, there: Level) -> Array:
 
 
 def slope(estimate: Estimate, level: Level) -> Array:
-    """dx/dk in k-diffusion's form, of the probability flow (EDM equation 3): the noise behind x."""
+    """dx/dk in k-diffusion's form, of the probability flow (EDM, equations 1 and 3): the noise behind x."""
     d: Array = (estimate.x / level.alpha - estimate.clean) / level.k
     return d
 

@@ -1,4 +1,4 @@
-"""DPM-Solver++(2M) and its SDE: Lu, Zhou, Bao, Chen, Li, Zhu, "DPM-Solver++" (2022), algorithm 2 and section 5.2.
+"""DPM-Solver++(2M) and its SDE: Lu, Zhou, Bao, Chen, Li, Zhu, "DPM-Solver++" (2022), algorithm 2.
 
 Four names: both of them on evenly spaced levels and on those of Karras et al. 2022.
 """
@@ -67,7 +67,7 @@ DPM_PLUS_PLUS_2M_KARRAS = replace(
 DPM_PLUS_PLUS_2M_SDE = replace(
     DPM_SOLVER_MULTISTEP,
     name="DPM_PLUS_PLUS_2M_SDE",
-    paper="Lu et al. 2022, arXiv 2211.01095, SDE-DPM-Solver++(2M), equation (18)",
+    paper="Lu et al. 2022, arXiv 2211.01095, SDE-DPM-Solver++(2M)",
     run=sde_dpm_solver_pp_2m,
 )
 DPM_PLUS_PLUS_2M_SDE_KARRAS = replace(

@@ -1,5 +1,5 @@
-"""LCM: Luo, Tan, Huang, Li, Zhao, "Latent Consistency Models" (2023), algorithm 3: guess the clean image, put noise of
-the next level on it, guess again. For checkpoints that were distilled for it; others give blurred pictures."""
+"""LCM: Luo, Tan, Huang, Li, Zhao, "Latent Consistency Models" (2023), multistep sampling: guess the clean image, put
+noise of the next level on it, guess again. For checkpoints that were distilled for it; others give blurred pictures."""
 
 import math
 from collections.abc import Sequence
@@ -35,14 +35,14 @@ def lcm(x: Array, steps: Sequence[Step], noise: NoiseStream) -> Sampling:
 
 
 def _boundary(level: Level) -> tuple[float, float]:
-    """The weights that make a consistency function the identity at timestep 0 (Song et al. 2023, equation 5)."""
+    """The weights that make a consistency function the identity at timestep 0 (Song et al. 2023, "Consistency Models")."""
     t = level.time * _TIMESTEP_SCALING
     return _SPREAD**2 / (t**2 + _SPREAD**2), t / math.sqrt(t**2 + _SPREAD**2)
 
 
 LCM = Sampler(
     name="LCM",
-    paper="Luo, Tan, Huang, Li, Zhao 2023, arXiv 2310.04378, algorithm 3",
+    paper="Luo, Tan, Huang, Li, Zhao 2023, arXiv 2310.04378, multistep latent consistency sampling",
     order=0,  # no solver: of a true consistency model any number of steps has the distribution of the data
     max_steps=ORIGINAL_STEPS,
     trajectory=_trajectory,

@@ -43,7 +43,7 @@ def _evaluations(steps: Sequence[Step]) -> int:
 PNDM = Sampler(
     name="PNDM",
     paper="Liu, Ren, Lin, Zhao 2022, arXiv 2202.09778, equations (11) and (12)",
-    order=2,  # theirs, section 3.4: the weights are those of even steps, and the steps are even in time only
+    order=2,  # the paper's: the weights are those of even steps, and the steps are even in time only
     max_steps=200,
     trajectory=ddim_trajectory,
     evaluations=_evaluations,

@@ -29,7 +29,7 @@ def uni_pc(x: Array, steps: Sequence[Step], noise: NoiseStream) -> Sampling:
 
 def _corrected(found: Behind, now: Behind, before: Behind | None) -> Array:
     """D of the step from `now` to `found`, interpolated with what was found at its end: UniC-1, and UniC-2 where there
-    is an image before. Algorithm 5, with equation (9) solved by hand."""
+    is an image before, whose two equations for the weights rho are solved by hand."""
     (there, clean_there), (here, clean) = found, now
     if before is None:
         first: Array = clean + (clean_there - clean) / 2
@@ -48,7 +48,7 @@ def _corrected(found: Behind, now: Behind, before: Behind | None) -> Array:
 UNI_PC = Sampler(
     name="UNI_PC",
     paper="Zhao, Bai, Rao, Zhou, Lu 2023, arXiv 2302.04867, UniPC-2 with bh2",
-    order=3,  # UniC raises the order of its predictor by one: theorem 3.1
+    order=3,  # UniC raises the order of its predictor by one
     max_steps=200,
     trajectory=lambda schedule, steps: lambda_trajectory(lambda_levels(schedule, steps)),
     evaluations=once_each_level,
