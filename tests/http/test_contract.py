@@ -16,15 +16,19 @@ from hypothesis import strategies as st
 from json_service import Hollow, Served
 from jsonschema import Draft202012Validator
 
+from server.catalog import Catalog
 from server.http.app import ROUTES
 from server.http.body import NotJson
 from server.http.models import ImageGenerationRequest
 from server.http.translate import NO_DEMANDS, translate
+from server.request import InvalidRequest, plan
 
 OLD = json.loads((Path(__file__).parent / "old_api.json").read_text())
 OLD_REQUEST = OLD["components"]["schemas"]["ImageGenerationRequest"]
 # What may be wrong with a value that the old schema allows: more than JSON can say, or nobody's number.
 OF_VALUES = {"value_error", "base64", "number_range", "finite_number", "missing"}
+
+BEYOND = {"minimum": -1, "maximum": 1, "exclusiveMinimum": 0}
 
 
 def quick(examples: int) -> settings:
@@ -119,6 +123,18 @@ def test_what_the_old_document_forbids_as_unknown_is_unknown_here_but_for_a_late
     later = {"log_prompt", "inpaint_full_res", "inpaint_full_res_padding"}
     assert set(ImageGenerationRequest.model_fields) == set(OLD_REQUEST["properties"]) | later
     assert kinds({"prompt": "x", "svd": 1}) == {"extra_forbidden"}
+
+
+@pytest.mark.parametrize("key", ImageGenerationRequest.model_fields)
+def test_a_bound_that_the_document_states_is_the_plans(key: str, ours: dict[str, Any], catalog: Catalog) -> None:
+    facts = ours["components"]["schemas"]["ImageGenerationRequest"]["properties"][key]
+    outside = [facts[name] + step for name, step in BEYOND.items() if name in facts]
+    outside += ["x" * (facts["maxLength"] + 1)] if "maxLength" in facts else []
+    for value in outside:
+        body = json.dumps({"prompt": "x", key: value}).encode()
+        with pytest.raises(InvalidRequest) as refused:
+            plan(translate(body, "sdxl", NO_DEMANDS).message, catalog)
+        assert key in {violation.field for violation in refused.value.violations}
 
 
 async def test_replies_are_what_the_old_document_promises(served: Served) -> None:

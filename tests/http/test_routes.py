@@ -15,6 +15,7 @@ from PIL import Image
 from server.engines.port import EngineNoRoom, EngineTimeout, EngineUnavailable
 from server.http.app import ROUTES
 from server.http.models import ImageGenerationRequest
+from server.http.replies import of_pictures
 from server.http.translate import NO_DEMANDS, translate
 
 SHORT = {"prompt": "a red house", "steps": 1, "width": 384, "height": 704}
@@ -240,6 +241,18 @@ async def test_a_caller_who_leaves_costs_no_further_step(served: Served, on_a_po
         while served.admission.inside > 0:  # noqa: ASYNC110  # that a caller has left comes over a socket
             await asyncio.sleep(0.01)
     assert await steps_after_release(served.engines, served.scheduler, served.unet) == 0
+
+
+def test_a_picture_that_was_removed_is_null_and_says_so() -> None:
+    removed = pb.Image(seed=7, safety_check=pb.SAFETY_CHECK_REMOVED, safety_score=0.75)
+    passed = pb.Image(seed=8, data=b"file", safety_check=pb.SAFETY_CHECK_PASSED, safety_score=0.0)
+    answer = of_pictures(pb.GenerateResponse(images=[removed, passed], notices=['a "cut"']))
+    told = json.loads(answer.content)
+    assert told["images"] == [
+        {"image_b64": None, "removed_for_safety": True, "safety_score": 0.75, "seed": 7},
+        {"image_b64": "ZmlsZQ==", "removed_for_safety": False, "safety_score": 0.0, "seed": 8},
+    ]
+    assert told["notices"] == ['a "cut"']
 
 
 async def test_health_is_that_of_the_engines(served: Served) -> None:
