@@ -35,7 +35,7 @@ def lcm(x: Array, steps: Sequence[Step], noise: NoiseStream) -> Sampling:
 
 
 def _boundary(level: Level) -> tuple[float, float]:
-    """The weights that make a consistency function the identity at timestep 0 (Song et al. 2023, "Consistency Models")."""
+    """The weights that make a consistency function the identity at timestep 0 (Song et al. 2023, arXiv 2303.01469)."""
     t = level.time * _TIMESTEP_SCALING
     return _SPREAD**2 / (t**2 + _SPREAD**2), t / math.sqrt(t**2 + _SPREAD**2)
 
