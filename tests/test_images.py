@@ -157,6 +157,15 @@ def test_the_smallest_picture_and_the_longest_side_are_taken() -> None:
     assert decode(file(Image.new("L", (16_384, 1)), "PNG")).shape == (1, 16_384, 3)
 
 
+def test_markers_are_found_wherever_they_lie() -> None:
+    """A JPEG is searched window by window."""
+    data = file(picture(), "JPEG")
+    begin = data.index(b"\xff\xdb")
+    for length in (2**18 - 8, 2**18 - 5, 2**18 - 4, 2**18 - 3, 2**18 - 2, 2**18 - 1, 2**18):
+        padded = data[:begin] + bytes(length) + data[begin:]  # what lies between segments is not looked at
+        assert np.array_equal(decode(padded), decode(data))
+
+
 def test_threads_decode_side_by_side() -> None:
     data = [file(picture(60 + 7 * size, 40 + size), "PNG") for size in range(24)]
     with ThreadPoolExecutor(8) as pool:
@@ -165,6 +174,14 @@ def test_threads_decode_side_by_side() -> None:
 
 
 # What is refused
+
+
+def _endless_exif() -> bytes:
+    return b"MM\0*\0\0\0\x08\xff\xff" + bytes(12 * 0xFFFF)
+
+
+def _app1(exif: bytes) -> bytes:
+    return b"\xff\xe1" + struct.pack(">H", 8 + len(exif)) + b"Exif\0\0" + exif
 
 
 def _webp_of_many_chunks() -> bytes:
@@ -213,6 +230,11 @@ def bad() -> Mapping[str, tuple[bytes, str]]:
         "a JPEG of 49 megapixels without any": (hollow_jpeg, "ends too early"),
         "a JPEG of a thousand scans": (progressive[:-2] + scan * 1_000 + b"\xff\xd9", "scans"),
         "a JPEG of a million segments": (b"\xff\xd8" + b"\xff\xfe\0\2" * 1_000_000, f"{MAX_PARTS:,} segments"),
+        "a JPEG of nothing but fill": (b"\xff\xd8" + b"\xff" * 2**20, "ends too early"),
+        "a JPEG of nothing but stuffing": (whole["JPEG"][:-2] + b"\xff\0" * 2**19, "ends too early"),
+        "a PNG of metadata": (png(b"", 5, 5, 8, 2, chunk(b"eXIf", _endless_exif()) * 40)[:-9], "ends too early"),
+        "a JPEG of metadata": (b"\xff\xd8" + _app1(_endless_exif()[:65_000]) * 500, "ends too early"),
+        "a PNG with 8 MiB to check": (png(b"", 5, 5, 8, 2, chunk(b"IDAT", bytes(2**23)))[:-2] + b"??", "checksum"),
         "a JPEG of 12 bits": (whole["JPEG"].replace(b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x11\x0c"), "12 bits"),
         "a lossless JPEG": (whole["JPEG"].replace(b"\xff\xc0", b"\xff\xc3"), "lossless"),
         "a WebP of a million chunks": (_webp_of_many_chunks(), f"{MAX_PARTS:,} chunks"),

@@ -5,6 +5,7 @@ import struct
 PREFIX = b"Exif\0\0"
 UPRIGHT = 1
 _ORIENTATION, _SHORT = 0x0112, 3
+_MAX_ENTRIES = 512  # they are in the order of their tags, and this one has a low number
 _BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
 
 
@@ -18,7 +19,7 @@ def orientation(data: bytes) -> int:
     try:
         (directory,) = struct.unpack_from(f"{order}I", tiff, 4)
         (entries,) = struct.unpack_from(f"{order}H", tiff, directory)
-        for entry in range(entries):
+        for entry in range(min(entries, _MAX_ENTRIES)):
             tag, kind, _, value = struct.unpack_from(f"{order}HHIH", tiff, directory + 2 + 12 * entry)
             if (tag, kind) == (_ORIENTATION, _SHORT):
                 return value if 1 <= value <= 8 else UPRIGHT

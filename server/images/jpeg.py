@@ -9,7 +9,9 @@ from server.images.header import MAX_PARTS, Header, check_size, damaged, truncat
 
 SIGNATURE = b"\xff\xd8\xff"
 _FORMAT: Final = "JPEG"
-_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)  # zeros are stuffing, d0..d7 restarts within a scan
+_WINDOW = 2**18  # bytes searched at a time: other threads wait meanwhile
+# Zeros are stuffing, d0..d7 restarts within a scan, further ff fill. (With "ff+" a file of nothing else takes hours.)
+_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])", re.DOTALL)
 _END, _SCAN, _APP1 = 0xD9, 0xDA, 0xE1
 _HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
 _ARITHMETIC_FRAMES = (0xC9, 0xCA)
@@ -22,17 +24,17 @@ _MAX_SCANS = 32  # a progressive file has about ten; each costs a pass over all 
 def read(data: bytes) -> Header:
     """Raises `BadImage`. What follows the first picture's end is left out."""
     view = memoryview(data)
-    orientation, kept, frames, scans, least, coded = exif.UPRIGHT, [view[:2]], 0, 0, 0, 0
+    metadata, kept, frames, scans, least, coded = b"", [view[:2]], 0, 0, 0, 0
     begin = 2
     for _ in range(MAX_PARTS):
-        found = _MARKER.search(data, begin)
+        found = _next_marker(data, begin)
         if found is None:
             raise truncated(_FORMAT)
         marker, begin = found[1][0], found.end()
         if marker == _END:
             if not frames or not scans or coded < least:
                 raise truncated(_FORMAT)
-            return Header(_FORMAT, orientation, b"".join((*kept, b"\xff\xd9")))
+            return Header(_FORMAT, exif.orientation(metadata), b"".join((*kept, b"\xff\xd9")))
         if begin + 2 > len(data):
             raise truncated(_FORMAT)
         (length,) = struct.unpack_from(">H", data, begin)  # it counts itself
@@ -48,19 +50,27 @@ def read(data: bytes) -> Header:
             raise damaged(_FORMAT, "it is lossless or hierarchical, which is not taken")
         elif marker == _SCAN:
             scans += 1
-            following = _MARKER.search(data, end)
+            following = _next_marker(data, end)
             if following is None:
                 raise truncated(_FORMAT)
             coded += following.start() - end
             end = following.start()
-        elif marker == _APP1 and content[: len(exif.PREFIX)] == exif.PREFIX:
-            orientation = exif.orientation(bytes(content))
+        elif marker == _APP1 and not metadata and content[: len(exif.PREFIX)] == exif.PREFIX:
+            metadata = bytes(content)
         if frames > 1 or scans > _MAX_SCANS or (scans and not frames):
             raise damaged(_FORMAT, f"it has {frames} frames and {scans} scans; 1 and up to {_MAX_SCANS} are taken")
         if marker in (*_HUFFMAN_FRAMES, *_ARITHMETIC_FRAMES, *_TABLES, _SCAN, _APP0, _APP14):
             kept.append(view[begin - 2 : end])
         begin = end
     raise damaged(_FORMAT, f"it has more than {MAX_PARTS:,} segments")
+
+
+def _next_marker(data: bytes, begin: int) -> re.Match[bytes] | None:
+    for start in range(begin, len(data), _WINDOW):
+        found = _MARKER.search(data, start, start + _WINDOW + 1)  # it may lie across the end
+        if found is not None:
+            return found
+    return None
 
 
 def _blocks(content: memoryview) -> int:

@@ -29,7 +29,7 @@ class _Pixels:
 def read(data: bytes) -> Header:
     """Raises `BadImage`. An animation's first picture is its default one: frames are chunks that are left out."""
     view = memoryview(data)
-    orientation, begin = exif.UPRIGHT, len(SIGNATURE)
+    metadata, begin = b"", len(SIGNATURE)
     single: dict[bytes, bytes] = {}  # what chunks say of which there is one
     coded: list[memoryview] = []
     for _ in range(MAX_PARTS):
@@ -48,13 +48,13 @@ def read(data: bytes) -> Header:
         if kind == b"IHDR":
             pixels = _pixels(bytes(content))
         if kind == b"IEND":
-            return Header(_FORMAT, orientation, _plain(single, pixels, b"".join(coded)))
+            return Header(_FORMAT, exif.orientation(metadata), _plain(single, pixels, b"".join(coded)))
         if kind == b"IDAT":
             coded.append(content)
         elif needed:
             single.setdefault(kind, bytes(content))
-        elif kind == b"eXIf":
-            orientation = exif.orientation(bytes(content))
+        elif kind == b"eXIf" and not metadata:
+            metadata = bytes(content)
         begin = end
     raise damaged(_FORMAT, f"it has more than {MAX_PARTS:,} chunks")
 

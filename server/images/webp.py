@@ -21,7 +21,7 @@ def read(data: bytes) -> Header:
     whole = 8 + size
     if whole > len(data) or size < 12:
         raise truncated(_FORMAT)
-    orientation = exif.UPRIGHT
+    metadata = b""
     kept: dict[bytes, memoryview] = {}  # by kind, in the file's order
     begin = 12
     for _ in range(MAX_PARTS):
@@ -37,15 +37,15 @@ def read(data: bytes) -> Header:
             check_size(*_size(kind, content))
         if kind in _ONCE and kind not in kept:
             kept[kind] = view[begin:end]
-        elif kind == b"EXIF":
-            orientation = exif.orientation(bytes(content))
+        elif kind == b"EXIF" and not metadata:
+            metadata = bytes(content)
         begin = end
     else:
         raise damaged(_FORMAT, f"it has more than {MAX_PARTS:,} chunks")
     if not kept:
         raise truncated(_FORMAT)
     body = b"WEBP" + b"".join(kept.values())
-    return Header(_FORMAT, orientation, b"RIFF" + struct.pack("<I", len(body)) + body)
+    return Header(_FORMAT, exif.orientation(metadata), b"RIFF" + struct.pack("<I", len(body)) + body)
 
 
 def _size(kind: bytes, content: memoryview) -> tuple[int, int]:
