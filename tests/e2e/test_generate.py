@@ -142,7 +142,7 @@ def test_a_stream_names_its_fields_by_their_path(client: Client, channel: grpc.C
 
 
 def test_an_overlong_prompt_is_cut_and_says_so(client: Client) -> None:
-    reply = client.generate(small(prompt="a red house " * 40 + "lighthouse", steps=1))
+    reply = client.generate(small(prompt="a red house " * 80 + "lighthouse", steps=1))
     assert len(reply.notices) == 1
     assert "lighthouse" in reply.notices[0]
 

@@ -9,6 +9,7 @@ the pooled embedding of the first chunk. A negative prompt skips no layers in di
 
 import dataclasses
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from itertools import groupby
 from typing import Any
 
@@ -19,6 +20,9 @@ import torch
 from mediagen.v1 import image_pb2 as pb
 from parity.conftest import Subject as Sd15
 from parity.test_pictures import CLIPPED, LATENTS_TOLERANCE, MAX_TOLERANCE, MEAN_TOLERANCE, REFERENCES, relative
+from parity.test_sd3 import Subject as Sd3
+from parity.test_sd3 import exported as sd3_exported
+from parity.test_sd3 import subject as sd3_subject
 from parity.test_sdxl import SIZES
 from parity.test_sdxl import Subject as Sdxl
 from parity.test_sdxl import subject as sdxl_subject
@@ -28,11 +32,12 @@ from server.denoising import denoise
 from server.engines.local import LocalEngines
 from server.engines.port import Array
 from server.families.base import Run
+from server.families.sd3 import T5_TOKENS
 from server.plan import Plan
 from server.request import plan
 from server.scheduler import StepScheduler
 
-sdxl = sdxl_subject  # the same checkpoints
+exported, sd3, sdxl = sd3_exported, sd3_subject, sdxl_subject  # the same checkpoints
 SEED = 1234
 GUIDANCE = 2.0
 STEPS = 3
@@ -95,9 +100,9 @@ def chunks_of(*texts: Words) -> int:
     return max(1, *(-(-len(words) // (TOKENS - 2)) for words in texts))
 
 
-@pytest.fixture
-async def run(subject: Sd15) -> AsyncIterator[Run]:
-    """Executions in this process of those of SD 1.5's engines that run here."""
+@asynccontextmanager
+async def engines_of(subject: Sd15 | Sd3) -> AsyncIterator[Run]:
+    """Executions in this process of those engines that run here."""
     engines = LocalEngines(subject.repository, subject.engine.specs)
     for spec in subject.engine.specs:
         if not spec.name.endswith("_vae_encoder"):
@@ -106,7 +111,14 @@ async def run(subject: Sd15) -> AsyncIterator[Run]:
     await engines.close()
 
 
-def plan_of(subject: Sd15 | Sdxl, **fields: Any) -> Plan:
+@pytest.fixture
+async def run(subject: Sd15) -> AsyncIterator[Run]:
+    """Executions of SD 1.5's engines."""
+    async with engines_of(subject) as executions:
+        yield executions
+
+
+def plan_of(subject: Sd15 | Sdxl | Sd3, **fields: Any) -> Plan:
     """A few steps of a small picture: nothing in the path knows that it is no size of the API."""
     name = subject.engine.card.name
     request = pb.GenerateRequest(engine=name, seed=SEED, steps=STEPS, cfg_scale=GUIDANCE, **fields)
@@ -222,6 +234,49 @@ async def test_sdxl_and_its_refiner_read_chunks_weights_and_skipped_layers_as_th
             base_texts, _ = sdxl_texts(sdxl, first, second, chunks, skip)
             _, refiner_texts = sdxl_texts(sdxl, first, first, chunks, skip)
             assert_equal(await ours(made, executions), theirs_refined(sdxl, base_texts, refiner_texts))
+
+
+def sd3_texts(subject: Sd3, positive: Words, negative: Words) -> dict[str, Any]:
+    """As StableDiffusion3Pipeline joins what its encoders make: CLIP's states side by side, T5's behind them."""
+    oracle, width = subject.oracle, subject.oracle.transformer.config.joint_attention_dim
+    told = {}
+    with torch.inference_mode():
+        for half, words in (("", positive), ("negative_", negative)):
+            one, pooled = states(oracle.text_encoder, oracle.tokenizer, words, 1, 0, normed=False)
+            two, pooled_2 = states(oracle.text_encoder_2, oracle.tokenizer_2, words, 1, 0, normed=False)
+            clip = torch.nn.functional.pad(torch.cat((one, two), dim=-1), (0, width - one.shape[2] - two.shape[2]))
+            behind = t5_states(oracle, words) if oracle.text_encoder_3 is not None else torch.zeros(1, T5_TOKENS, width)
+            told[f"{half}prompt_embeds"] = torch.cat((clip, behind), dim=1)
+            told[f"{half}pooled_prompt_embeds"] = torch.cat((pooled, pooled_2), dim=-1)
+    return told
+
+
+def t5_states(oracle: Any, words: Words) -> Any:
+    """1 256 width: a word is one token, behind which is the end."""
+    found = []
+    for text in (" ".join(word for word, _ in words), ""):
+        ids = oracle.tokenizer_3(text, padding="max_length", max_length=T5_TOKENS, return_tensors="pt").input_ids
+        found.append(oracle.text_encoder_3(ids)[0])
+    assert ids[0, 0] == oracle.tokenizer_3.eos_token_id
+    z, empty = found
+    weights = torch.tensor([*(weight for _, weight in words), *[1.0] * (T5_TOKENS - len(words))])[None, :, None]
+    return empty + weights * (z - empty)
+
+
+@pytest.mark.thorough
+async def test_sd3_reads_weights_by_every_encoder_as_the_reference_does(sd3: Sd3) -> None:
+    positive: Words = [("the", 1.0), ("red", 1.5), ("sea", 0.5)]
+    negative: Words = [("sea", -1.0), ("the", 2.0)]
+    made = plan_of(sd3, prompt=written(positive), negative_prompt=written(negative))
+    pipeline = sd3.oracle
+    with torch.inference_mode():
+        pipeline.scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config, shift=3.0)
+        latents = pipeline(**sd3_texts(sd3, positive, negative), **said(), width=SIZES[0].width, height=SIZES[0].height)
+        vae = pipeline.vae
+        decoded = vae.decode(latents.images / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)[0]
+        pixels = (pipeline.image_processor.postprocess(decoded, output_type="np")[0] * 255).round().astype(np.uint8)
+    async with engines_of(sd3) as executions:
+        assert_equal(await ours(made, executions), (latents.images[0].numpy(), pixels))
 
 
 @pytest.mark.parametrize("skip", [pytest.param(1, marks=pytest.mark.thorough), 2])
