@@ -66,9 +66,9 @@ def refuse_what_is_not_json(headers: Headers) -> None:
 
 @asynccontextmanager
 async def read(receive: Receive, room: Room, seconds: float) -> AsyncGenerator[bytearray, None]:
-    """The body, whose memory is counted until the block ends. Raises `Refused`, `Left`."""
+    """The body, whose memory is counted until the block ends. Raises `Refused`, `NotJson`, `Left`."""
     body = bytearray()
-    taken = 0
+    taken = marks = 0
     try:
         try:
             async with asyncio.timeout(seconds):
@@ -80,6 +80,8 @@ async def read(receive: Receive, room: Room, seconds: float) -> AsyncGenerator[b
                     chunk = message.get("body", b"")
                     if len(body) + len(chunk) > BODY_BYTES:
                         raise _too_large()
+                    marks += _marks(chunk)
+                    _refuse_many(marks)  # now, not when all of it is here
                     room.take(len(chunk))
                     taken += len(chunk)
                     body += chunk
@@ -102,7 +104,9 @@ def parse(body: bytes | bytearray) -> object:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise _not_json(error.start, "not UTF-8") from None
-    _refuse_bombs(text)
+    _refuse_many(_marks(body))
+    if text.count("[") + text.count("{") > _FEW_BRACKETS:
+        _refuse_depth(text)
     try:
         return json.loads(
             text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_whole, parse_float=float
@@ -111,16 +115,22 @@ def parse(body: bytes | bytearray) -> object:
         raise _not_json(error.pos, error.msg) from None
 
 
-def _refuse_bombs(text: str) -> None:
-    """By counts alone, which take no memory; only what has many brackets is looked through. Raises `NotJson`."""
-    brackets = text.count("[") + text.count("{")
-    if brackets + text.count(",") > MAX_MARKS:
+def _marks(content: bytes | bytearray) -> int:
+    """Commas and brackets: at least as many as values, counted as fast as memory is read."""
+    return content.count(b"[") + content.count(b"{") + content.count(b",")
+
+
+def _refuse_many(marks: int) -> None:
+    if marks > MAX_MARKS:
         raise NotJson(Wrong((), f"more than {MAX_MARKS:,} commas and brackets; no body needs so many", "json_invalid"))
-    if brackets > _FEW_BRACKETS:
-        try:
-            from_json(text)  # bounds the depth, as Python's parser does not
-        except ValueError as error:
-            raise NotJson(Wrong((), f"not JSON: {error}", "json_invalid")) from None
+
+
+def _refuse_depth(text: str) -> None:
+    """By a parser that bounds it, as Python's does not."""
+    try:
+        from_json(text)
+    except ValueError as error:
+        raise NotJson(Wrong((), f"not JSON: {error}", "json_invalid")) from None
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -177,6 +177,13 @@ async def test_a_body_announced_as_too_large_is_refused_before_any_of_it_comes(o
     assert min(seconds for _, seconds in answers) < SECONDS
 
 
+async def test_a_bomb_is_refused_before_the_rest_of_it_comes(on_a_port: str) -> None:
+    head = b"POST /generate/sd HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    answers = [await spoken(on_a_port, head % (60 * MIB) + b"[" * 100_001) for _ in range(3)]
+    assert all(b" 422 " in reply for reply, _ in answers)
+    assert min(seconds for _, seconds in answers) < SECONDS
+
+
 async def test_a_body_of_unknown_length_is_refused_once_it_is_too_large(
     on_a_port: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
