@@ -23,7 +23,7 @@ from server.canvas import (
 
 SIZE = (96, 64)  # width, height
 PIXELS_PER_LATENT = 8
-CASES = settings(max_examples=100, derandomize=True, deadline=None, database=None)
+CASES = settings(max_examples=60, derandomize=True, deadline=None, database=None)
 
 
 def scene(width: int, height: int, seed: int = 0) -> np.ndarray:

@@ -41,7 +41,7 @@ _TURNS = {  # what makes a picture upright, by EXIF's orientation
     7: PillowImage.Transpose.TRANSVERSE,
     8: PillowImage.Transpose.ROTATE_90,
 }
-_DECODERS = threading.BoundedSemaphore(2)  # at a time, in all threads together: it bounds the memory they take
+_DECODERS = threading.BoundedSemaphore(2)  # at a time: each takes half a gigabyte for the largest file, a WebP 0.8
 
 warnings.simplefilter("error", PillowImage.DecompressionBombWarning)
 
