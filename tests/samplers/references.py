@@ -4,6 +4,8 @@ The model is the best possible denoiser of a two-mode mixture, told only x and t
 wrong timestep and a wrong step all show.
 """
 
+import copy
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -123,6 +125,16 @@ def reference_scheduler(name: str, stored: Any) -> Any:
     return reference.scheduler.from_config(stored, **reference.options)
 
 
+def scheduler_of(name: str, card: Scheduler) -> Any:
+    """The same, for a card. Made once: some take half a second."""
+    return copy.deepcopy(_scheduler_of(name, card))
+
+
+@functools.cache
+def _scheduler_of(name: str, card: Scheduler) -> Any:
+    return reference_scheduler(name, config(card))
+
+
 def inject(path: BrownianPath, steps: Sequence[Step], scheduler: Any) -> None:
     """diffusers' Brownian noise is our path: asked at its float32 sigmas, answered at the levels they round."""
     ks = np.array([level.k for step in steps for level in (step.here, *step.via, step.there)])
@@ -146,7 +158,7 @@ def loop(scheduler: Any, timesteps: Any, latents: Any, model: Model, generator: 
 
 def theirs(name: str, sampler: Sampler, card: Scheduler, steps: int, seed: int) -> Array:
     """What diffusers' StableDiffusionPipeline makes of a seed."""
-    scheduler = reference_scheduler(name, config(card))
+    scheduler = scheduler_of(name, card)
     scheduler.set_timesteps(steps)
     if name == BROWNIAN:
         inject(NoiseStream(seed).brownian(SHAPE), sampler.trajectory(noise_schedule(card), steps).steps, scheduler)

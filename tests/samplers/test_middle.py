@@ -10,12 +10,11 @@ from samplers.references import (
     BROWNIAN,
     CARD,
     SHAPE,
-    config,
     difference,
     inject,
     loop,
     mixture_model,
-    reference_scheduler,
+    scheduler_of,
     walk,
 )
 from samplers.test_parity import TOLERANCE
@@ -40,7 +39,7 @@ def ours(name: str, first: int) -> Array:
 
 def theirs(name: str, first: int, repair: Any) -> Array:
     """The same of diffusers, whose scheduler `repair` may put right once its timesteps are cut."""
-    scheduler = reference_scheduler(name, config(CARD))
+    scheduler = scheduler_of(name, CARD)
     scheduler.set_timesteps(STEPS)
     begin = first * scheduler.order
     if hasattr(scheduler, "set_begin_index"):

@@ -13,11 +13,10 @@ from samplers.references import (
     LINEAR,
     REFERENCES,
     SHAPE,
-    config,
     difference,
     mixture_model,
     ours,
-    reference_scheduler,
+    scheduler_of,
     theirs,
     walk,
 )
@@ -107,7 +106,7 @@ def told(name: str, card: Any, steps: int) -> list[float]:
 
 @pytest.mark.parametrize(("name", "counts"), list(_counts()))
 def test_the_model_is_told_diffusers_timesteps_at_every_step_count(name: str, counts: Sequence[int]) -> None:
-    scheduler = reference_scheduler(name, config(CARD))
+    scheduler = scheduler_of(name, CARD)
     for steps in counts:
         scheduler.set_timesteps(steps)
         # fractions are those of logarithms: diffusers', in float32, are up to 3e-4 off
@@ -118,7 +117,7 @@ def test_the_model_is_told_diffusers_timesteps_at_every_step_count(name: str, co
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_model_is_told_diffusers_timesteps_of_other_spacings(name: str, spacing: str) -> None:
     card = replace(CARD, timestep_spacing=spacing)
-    scheduler = reference_scheduler(name, config(card))
+    scheduler = scheduler_of(name, card)
     for steps in (1, 2, 7, 48, 50, 112):  # of 48 and 112 some timesteps lie between two whole ones
         if steps <= SAMPLERS[name].max_steps:
             scheduler.set_timesteps(steps)
