@@ -6,10 +6,13 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from conftest import RunningService
 from mediagen.v1 import image_pb2 as pb
+from PIL import Image
 
 from server import settings
 from server.samplers import SAMPLERS
@@ -17,6 +20,7 @@ from server.samplers import SAMPLERS
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 DEFAULT_ADDRESS = "127.0.0.1:50051"
+DEFAULT_HTTP_ADDRESS = "127.0.0.1:50080"
 
 
 def fenced(language: str) -> list[str]:
@@ -45,12 +49,13 @@ def pictures(folder: Path) -> list[Path]:
     return found
 
 
-@pytest.mark.parametrize("snippet", fenced("python"), ids=["client", "stubs"])
-def test_a_python_snippet_draws_its_picture(snippet: str, tmp_path: Path, service_address: str) -> None:
-    assert DEFAULT_ADDRESS in snippet
-    assert "timeout=60" in snippet
-    patient = snippet.replace(DEFAULT_ADDRESS, service_address).replace("timeout=60", "timeout=110")
-    done = run([sys.executable, "-c", re.sub(r"steps=\d+", "steps=2", patient)], tmp_path, service_address)
+@pytest.mark.parametrize("snippet", fenced("python"), ids=["client", "stubs", "octoai"])
+def test_a_python_snippet_draws_its_picture(snippet: str, tmp_path: Path, service: RunningService) -> None:
+    assert any(address in snippet for address in (DEFAULT_ADDRESS, DEFAULT_HTTP_ADDRESS))
+    ours = snippet.replace(DEFAULT_ADDRESS, service.address).replace(DEFAULT_HTTP_ADDRESS, service.http_address)
+    patient = ours.replace("timeout=60", "timeout=110")
+    quick = re.sub(r"steps=\d+", "steps=2", re.sub(r'"steps": \d+', '"steps": 2', patient))
+    done = run([sys.executable, "-c", quick], tmp_path, service.address)
     assert done.returncode == 0, done.stderr
     assert len(pictures(tmp_path)) == 1
 
@@ -58,11 +63,16 @@ def test_a_python_snippet_draws_its_picture(snippet: str, tmp_path: Path, servic
 @pytest.mark.parametrize("line", commands("mediagen"))
 def test_a_command_line_does_what_it_says(line: str, tmp_path: Path, service_address: str) -> None:
     arguments = shlex.split(line)[1:]
+    given = [name for option, name in pairwise(arguments) if option in ("--init-image", "--mask")]
+    for name in given:
+        picture = Image.new("RGB", (64, 64), "black")
+        picture.paste("white", (0, 0, 32, 64))
+        picture.save(tmp_path / name)
     fewer_steps = ["--steps", "2"] if arguments[0] == "generate" else []  # the last one counts
     done = run([sys.executable, "-m", "mediagen.command", *arguments, *fewer_steps], tmp_path, service_address)
     assert done.returncode == 0, done.stderr
     wanted = 0 if arguments[0] != "generate" else 2 if "-n" in arguments else 1
-    assert len(pictures(tmp_path)) == wanted
+    assert len(pictures(tmp_path)) == wanted + len(given)
 
 
 def test_the_error_shown_is_the_error_one_gets(tmp_path: Path, service_address: str) -> None:
@@ -86,7 +96,7 @@ def test_every_field_of_a_request_is_in_the_table_of_what_works() -> None:
 
 def test_every_sampler_of_this_version_is_named() -> None:
     assert all(f"`{name}`" in README for name in SAMPLERS)
-    assert f"the other {len(pb.Sampler.values()) - 1 - len(SAMPLERS)} names" in README
+    assert f"all {len(SAMPLERS)}" in README
 
 
 def test_the_settings_table_has_every_variable_with_its_default() -> None:
@@ -96,6 +106,7 @@ def test_the_settings_table_has_every_variable_with_its_default() -> None:
     default = settings.read({})
     for name, value in {
         "MEDIAGEN_GRPC_ADDRESS": default.grpc_address,
+        "MEDIAGEN_HTTP_ADDRESS": default.http_address,
         "MEDIAGEN_TRITON": default.triton,
         "MEDIAGEN_MAX_REQUESTS": f"{default.max_requests:g}",
         "MEDIAGEN_GRACE_SECONDS": f"{default.grace_seconds:g}",
