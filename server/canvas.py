@@ -19,7 +19,7 @@ _BILINEAR = PillowImage.Resampling.BILINEAR
 _LOBES = 3  # pixels to each side that LANCZOS makes one of
 _PAINT = 128  # of 255: from here on a mask says "paint", diffusers' 0.5
 _GRAIN = 8.0  # of 255, standard deviation: a smooth fill alone tells a model that the place is to stay smooth
-_RING = 4  # pixels around a mask whose error is taken for that of the autoencoder beside it
+_RING = 1  # pixels around a mask whose error is taken off beside it: wider ones know less of the very edge
 _MAX_ERROR = 24.0  # of 255: an autoencoder's error is smaller; what differs by more shows something else
 
 
