@@ -29,6 +29,10 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 SIZE = Size(128, 192)  # small for the sake of time: see test_pictures
 GUIDANCE_SCALES = (1.0, 7.5, 12.0)
 STEPS = (5, 20, 50)
+# LCM puts fresh noise on its guess at every step. Guided, on a network that was not distilled for it, that magnifies
+# roundings: a start that differs by 1e-7 ends 0.3 % away at guidance 7.5 and 24 % at 12 after 50 steps of diffusers
+# itself (0.02 % after 20). There is nothing to compare then; one step after the other is compared in tests/samplers.
+CHAOTIC = {("LCM", 50, 7.5), ("LCM", 50, 12.0)}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -100,6 +104,8 @@ def _cases() -> Iterator[Any]:
     """All of them; those that a quick run leaves out are marked (`make parity` runs all)."""
     for number, name in enumerate(SAMPLERS):
         for steps, guidance_scale in itertools.product(STEPS, GUIDANCE_SCALES):
+            if (name, steps, guidance_scale) in CHAOTIC:
+                continue
             quick = steps == 5 and guidance_scale == GUIDANCE_SCALES[number % len(GUIDANCE_SCALES)]
             marks = () if quick else (pytest.mark.thorough,)
             yield pytest.param(name, steps, guidance_scale, marks=marks, id=f"{name}-{steps}-{guidance_scale}")
