@@ -25,12 +25,20 @@ class Encoded:
 
 
 @dataclass(frozen=True, eq=False)
+class View:
+    """How a network sees the latents of a picture of which a part is known."""
+
+    known: Callable[[Array, Level], Array]  # x (c h w) at a level -> x with the known area put in
+    told: Array  # further channels of the sample: channels h w, float32
+
+
+@dataclass(frozen=True, eq=False)
 class Beginning:
-    """One image's first latents and what the network is told of the picture they come from."""
+    """One image's first latents, and what networks see of the picture they come from."""
 
     x: Array  # c h w, float32, at the first step's level
-    told: Array  # further channels of the sample: channels h w, float32; most networks have none
-    known: Callable[[Array, Level], Array]  # x as the network is to see it at a level, the known area put in
+    telling: View  # for a network that is told: mask and masked picture are channels, x is left alone
+    blending: View  # for all others: the known area is put into x
 
 
 async def encode(plan: Plan, run: Run) -> Encoded:
@@ -70,15 +78,20 @@ def begin(plan: Plan, encoded: Encoded, noise: NoiseStream) -> Beginning:
     if plan.keeps_picture:
         x = _noised(picture[0], start, plan.walked[0].here)
     mask = latent_mask(_shown(plan)[1] == 0, factor)  # 1 h w
-    told = np.concatenate((mask, *masked)) if masked else np.empty((0, *shape[1:]), np.float32)
-    if not isinstance(plan.start, Inpainting) or card.inpainting:  # an inpainting network puts it in itself
-        return Beginning(x, told, lambda x, level: x)
+    nothing = np.empty((0, *shape[1:]), np.float32)
+    telling = View(_as_it_is, np.concatenate((mask, *masked)) if masked else nothing)
+    if not isinstance(plan.start, Inpainting) or not picture:
+        return Beginning(x, telling, View(_as_it_is, nothing))
 
     def known(x: Array, level: Level) -> Array:
         blended: Array = mask * x + (1 - mask) * _noised(picture[0], start, level)
         return blended
 
-    return Beginning(x, told, known)
+    return Beginning(x, telling, View(known, nothing))
+
+
+def _as_it_is(x: Array, level: Level) -> Array:
+    return x
 
 
 def _latents(posterior: Posterior, noise: NoiseStream) -> Array:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from server.beginning import Beginning, Encoded, begin
+from server.beginning import Encoded, View, begin
 from server.families.base import Run, Stage
 from server.levels import CLEAN, Array, Level
 from server.noise import NoiseStream
@@ -27,16 +27,18 @@ async def denoise(
     beginning = begin(plan, encoded, noise)
     x = beginning.x
     for stage in stages:
-        x = await _walk(plan, stage, x, beginning, noise, run, evaluated)
-        x = beginning.known(x, stage.steps[-1].there)
-    return beginning.known(x, CLEAN)  # not every sampler's last level is
+        view = beginning.telling if stage.told else beginning.blending
+        if stage is not stages[0]:
+            x = view.known(x, stage.steps[0].here)
+        x = await _walk(plan, stage, x, view, noise, run, evaluated)
+    return view.known(x, CLEAN)  # not every sampler's last level is
 
 
 async def _walk(
     plan: Plan,
     stage: Stage,
     x: Array,
-    beginning: Beginning,
+    view: View,
     noise: NoiseStream,
     run: Run,
     evaluated: Callable[[], None],
@@ -46,7 +48,7 @@ async def _walk(
     sampling = plan.sampler.run(x, stage.steps, noise)
     x, level = next(sampling)
     while True:
-        raw = await _guided(plan, stage, x, beginning.told, level, run)
+        raw = await _guided(plan, stage, x, view.told, level, run)
         evaluated()
         clean = plan.engine.schedule.clean_from(raw, x, level)
         try:
@@ -54,14 +56,13 @@ async def _walk(
         except StopIteration as finished:
             latents: Array = finished.value
             return latents
-        x = beginning.known(x, level)
+        x = view.known(x, level)
 
 
 async def _guided(plan: Plan, stage: Stage, x: Array, told: Array, level: Level, run: Run) -> Array:
     """The network's output after classifier-free guidance (Ho and Salimans 2022, in diffusers' parametrisation)."""
     rows = 2 if plan.guided else 1
-    channels = stage.denoiser.inputs[0].shape[1]  # a refiner beside an inpainting base is told of no mask
-    sample = x if channels == len(x) else np.concatenate((x, told))
+    sample = np.concatenate((x, told))
     inputs = {
         "sample": np.broadcast_to(sample, (rows, *sample.shape)),
         "timestep": np.full(rows, level.time, np.float32),

@@ -51,14 +51,14 @@ class Plan:
     @property
     def needs_picture(self) -> bool:
         """Whether the latents of the given picture take part in the denoising. As in diffusers an inpainting network
-        at full strength is only told the masked picture's."""
+        at full strength is only told the masked picture's; a refiner is not told."""
         match self.start:
             case FromNoise():
                 return False
             case FromPicture():
                 return True
             case Inpainting():
-                return self.strength < 1 or not self.engine.card.inpainting
+                return self.strength < 1 or not self.engine.card.inpainting or len(self.refiner_steps) > 0
 
     @property
     def keeps_picture(self) -> bool:

@@ -50,7 +50,7 @@ async def condition(plan, card, run):
     words, net = engines(card)
     (text,) = texts(card)
     ids = np.array([prompt.chunks[0].ids for prompt in plan.rows(text)], np.int64)
-    return (Stage(net, await run(words, {"ids": ids}), plan.walked),)
+    return (Stage(net, await run(words, {"ids": ids}), plan.walked, told=False),)
 
 
 async def encode(pixels, visible, card, run):

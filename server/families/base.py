@@ -49,6 +49,7 @@ class Stage:
     denoiser: Spec
     inputs: Mapping[str, Array]
     steps: Sequence[Step]  # more than none; the next stage goes on where they end
+    told: bool  # of the mask and the masked picture, as further channels of its sample
 
 
 @dataclass(frozen=True, eq=False)

@@ -88,7 +88,7 @@ async def condition(plan: Plan, card: Sd15Card, run: Run) -> tuple[Stage, ...]:
     (text,) = texts(card)
     prompts = plan.rows(text)
     encoded = await text_states(text_encoder(card), prompts, left_out(plan, prompts), run)
-    return (Stage(unet(card), {"encoder_hidden_states": encoded["hidden_states"]}, plan.walked),)
+    return (Stage(unet(card), {"encoder_hidden_states": encoded["hidden_states"]}, plan.walked, told=card.inpainting),)
 
 
 def used(plan: Plan, card: Sd15Card) -> Mapping[str, int]:

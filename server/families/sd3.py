@@ -118,7 +118,11 @@ async def condition(plan: Plan, card: Sd3Card, run: Run) -> tuple[Stage, ...]:
     behind = t5[0] if card.t5 else np.zeros((rows, T5_TOKENS, card.joint_width), np.float32)
     states: Array = np.concatenate((np.concatenate((clip, clip_2, padding), axis=2), behind), axis=1)
     pooled: Array = np.concatenate((encoded[0]["pooled"], encoded[1]["pooled"]), axis=1)  # rows width
-    return (Stage(transformer(card), {"encoder_hidden_states": states, "pooled_projections": pooled}, plan.walked),)
+    return (
+        Stage(
+            transformer(card), {"encoder_hidden_states": states, "pooled_projections": pooled}, plan.walked, told=False
+        ),
+    )
 
 
 def used(plan: Plan, card: Sd3Card) -> Mapping[str, int]:

@@ -195,7 +195,8 @@ def _base(plan: Plan, card: SdxlCard, encoded: Tensors, encoded_2: Tensors) -> S
         texts = {name: np.concatenate([np.zeros_like(tensor), tensor]) for name, tensor in texts.items()}
     time_ids = np.array([(*_framing(plan), plan.size.height, plan.size.width)], np.float32)  # 1 6
     rows = len(texts["text_embeds"])
-    return Stage(unet(card), {**texts, "time_ids": time_ids.repeat(rows, axis=0)}, plan.base_steps)
+    inputs = {**texts, "time_ids": time_ids.repeat(rows, axis=0)}
+    return Stage(unet(card), inputs, plan.base_steps, told=card.inpainting)
 
 
 def _refined(plan: Plan, card: SdxlCard, encoded: Tensors) -> Stage:
@@ -205,7 +206,7 @@ def _refined(plan: Plan, card: SdxlCard, encoded: Tensors) -> Stage:
         "text_embeds": encoded["pooled"],  # rows width
         "time_ids": np.array([(*_framing(plan), score) for score in scores], np.float32),  # rows 5
     }
-    return Stage(refiner(card), inputs, plan.refiner_steps)
+    return Stage(refiner(card), inputs, plan.refiner_steps, told=False)
 
 
 def _framing(plan: Plan) -> tuple[int, int, int, int]:

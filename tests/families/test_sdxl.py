@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,11 @@ from google.protobuf.json_format import ParseDict
 from mediagen.v1 import image_pb2 as pb
 
 from server.beginning import Encoded
+from server.canvas import Box, Inpainting
 from server.catalog import Catalog
 from server.denoising import denoise
 from server.engines.port import Array, Spec, Tensors
-from server.families.base import Size, Stage, Text
+from server.families.base import Posterior, Size, Stage, Text
 from server.families.sdxl import FAMILY
 from server.pipeline import parameters
 from server.plan import Plan
@@ -55,7 +57,7 @@ class Networks:
             outputs = {"hidden_states": np.repeat(ids[..., None], widths["hidden_states"], axis=2)}
             return outputs | {name: np.repeat(ids[:, 5:6], widths[name], axis=1) for name in widths if name == "pooled"}
         told = sum(inputs[name].reshape(len(inputs["sample"]), -1).mean(axis=1) for name in inputs if name != "sample")
-        return {"prediction": (np.tanh(inputs["sample"]) + np.sin(told)[:, None, None, None]).astype(np.float32)}
+        return {"prediction": (np.tanh(inputs["sample"][:, :4]) + np.sin(told)[:, None, None, None]).astype(np.float32)}
 
     def names(self) -> list[str]:
         return [name for name, _ in self.asked]
@@ -280,3 +282,30 @@ def test_what_an_overlong_text_loses_is_told_once_for_all_that_read_it(sdxl_cata
     (notice,) = plan_of(sdxl_catalog, prompt=long).notices
     assert notice.startswith(f"prompt is longer than {FIRST} and {SECOND} can read (3 x 77 tokens)")
     assert [text.split()[0] for text in plan_of(sdxl_catalog, prompt_2=long).notices] == ["prompt_2"]
+
+
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+@pytest.mark.parametrize("inpainting", [False, True])
+async def test_a_refiner_keeps_to_what_is_known_whether_or_not_its_base_is_told(
+    sdxl_catalog: Catalog, inpainting: bool, strength: float
+) -> None:
+    sdxl = sdxl_catalog["sdxl"]
+    card = replace(sdxl.card, inpainting=inpainting)
+    mask = np.zeros((1024, 1024), bool)
+    mask[:512] = True
+    pixels = np.zeros((1024, 1024, 3), np.uint8)
+    start = Inpainting(pixels, mask, pixels, mask, Box(0, 0, 1024, 1024))
+    made = replace(
+        plan_of(sdxl_catalog), engine=replace(sdxl, card=card), start=start, strength=strength, high_noise_frac=0.5
+    )
+    networks = Networks()
+    stages = await FAMILY.condition(made, card, networks.run)
+    networks.asked.clear()
+    clean = np.full((4, 128, 128), 3, np.float32)  # latents of the picture, certain ones
+    posterior = Posterior(clean, np.zeros_like(clean))
+    encoded = Encoded((posterior,), (posterior,) if inpainting else ())
+    assert made.encodings == len(encoded.picture) + len(encoded.masked)
+    latents = await denoise(made, stages, encoded, 7, networks.run, lambda: None)
+    assert set(networks.names()) == {"sdxl_unet", "sdxl_refiner"}
+    np.testing.assert_array_equal(latents[:, 64:], clean[:, 64:])
+    assert np.abs(latents[:, :64] - 3).mean() > 0.5
