@@ -11,11 +11,12 @@ from pydantic_core import from_json
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
-from server.http.replies import Refused, Wrong, of_message
+from server.http.replies import MAX_KEY, Refused, Wrong, of_message
 
 BODY_BYTES = 64 * 2**20  # of one body: four pictures of 12 MB in base64
 BODIES_BYTES = 4 * BODY_BYTES  # of all bodies that are being read or worked on
-MAX_MARKS = 100_000  # commas and brackets: the most values that can be in a body, and all that its texts may hold
+MAX_MARKS = 100_000  # commas, brackets and quotes, those in texts too: four texts of 10,000 characters have room
+MAX_VALUES = 2_000  # commas and brackets outside texts; all keys, with dozens of LoRAs and pictures, are a few hundred
 _FEW_BRACKETS = 100  # no text with so few is too deep for Python's parser
 _MAX_DIGITS = 40  # of a whole number; any field's bounds are far below
 _JSON = re.compile(r'application/(?:[\w.+-]+\+)?json(?:\s*;\s*charset="?utf-?8"?)?\s*;?', re.IGNORECASE)
@@ -105,24 +106,44 @@ def parse(body: bytes | bytearray) -> object:
     except UnicodeDecodeError as error:
         raise _not_json(error.start, "not UTF-8") from None
     _refuse_many(_marks(body))
+    if _structure(body) > MAX_VALUES:
+        raise _too_many(f"more than {MAX_VALUES:,} values; no request needs so many")
     if text.count("[") + text.count("{") > _FEW_BRACKETS:
         _refuse_depth(text)
     try:
-        return json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_whole, parse_float=float
-        )
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_whole)
     except json.JSONDecodeError as error:
         raise _not_json(error.pos, error.msg) from None
 
 
 def _marks(content: bytes | bytearray) -> int:
-    """Commas and brackets: at least as many as values, counted as fast as memory is read."""
+    """At least as many as values and texts, counted as fast as memory is read."""
+    return content.count(b'"') + _separators(content)
+
+
+def _separators(content: bytes | bytearray) -> int:
     return content.count(b"[") + content.count(b"{") + content.count(b",")
+
+
+def _structure(content: bytes | bytearray) -> int:
+    """Commas and brackets outside texts: at least as many as values. For few quotes: each is looked at."""
+    separators, in_text = 0, False
+    for part in content.split(b'"'):
+        if not in_text:
+            separators += _separators(part)
+            in_text = True
+        elif (len(part) - len(part.rstrip(b"\\"))) % 2 == 0:  # else the quote is the text's
+            in_text = False
+    return separators
 
 
 def _refuse_many(marks: int) -> None:
     if marks > MAX_MARKS:
-        raise NotJson(Wrong((), f"more than {MAX_MARKS:,} commas and brackets; no body needs so many", "json_invalid"))
+        raise _too_many(f"more than {MAX_MARKS:,} commas, brackets and quotes; no body needs so many")
+
+
+def _too_many(message: str) -> NotJson:
+    return NotJson(Wrong((), message, "json_invalid"))
 
 
 def _refuse_depth(text: str) -> None:
@@ -134,14 +155,13 @@ def _refuse_depth(text: str) -> None:
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    for key, _ in pairs:
+    found: dict[str, object] = {}
+    for key, value in pairs:
+        if key in found:
+            raise NotJson(Wrong((key,), "given twice; give it once", "duplicate_key"))
         if not key.isascii() and key != key.encode("utf-8", "replace").decode("utf-8"):
-            raise NotJson(Wrong((), f"the key {key!a} has half of a surrogate pair", "string_unicode"))
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise NotJson(Wrong((twice,), "given twice; give it once", "duplicate_key"))
+            raise NotJson(Wrong((), f"the key {key[:MAX_KEY]!a} has half of a surrogate pair", "string_unicode"))
+        found[key] = value
     return found
 
 

@@ -28,7 +28,7 @@ from server.http.translate import NO_DEMANDS, Demands, Translated, translate
 from server.rpc.errors import fault_of
 from server.rpc.image_service import ImageService
 
-LARGE = 256 * 2**10  # bytes: parsing or writing more takes a thread, about a millisecond
+LARGE = 16 * 2**10  # bytes: reading or writing more takes a thread; the worst of this size takes milliseconds
 READ_SECONDS = 60.0  # that a caller has for sending its body
 _GONE = Answer(499, b"")  # nobody reads it
 JOB = "/v1/requests/{response_id}"

@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from google.rpc import error_details_pb2
@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 BLOCKED = "PROMPT_BLOCKED"
 MAX_KEY = 100  # characters of a key that are repeated
+MAX_WRONGS = 100  # that one reply tells
 _STATUSES: Mapping[str, int] = {  # of gRPC's codes
     "INVALID_ARGUMENT": 422,
     "UNAUTHENTICATED": 401,
@@ -79,9 +80,12 @@ def of_message(status: int, message: str, reason: str, retry_seconds: float | No
     return Answer(status, content, headers)
 
 
-def of_wrongs(wrongs: Iterable[Wrong]) -> Answer:
-    """422, everything at once."""
-    detail = [{"loc": ["body", *map(_printable, w.where)], "msg": w.message, "type": w.kind} for w in wrongs]
+def of_wrongs(wrongs: Sequence[Wrong]) -> Answer:
+    """422, everything at once; of very much the first, and how much more there is."""
+    told = list(wrongs[:MAX_WRONGS])
+    if len(told) < len(wrongs):
+        told.append(Wrong((), f"and {len(wrongs) - len(told):,} more mistakes, not told one by one", "and_more"))
+    detail = [{"loc": ["body", *map(_printable, w.where)], "msg": w.message, "type": w.kind} for w in told]
     return of_json(422, {"detail": detail})
 
 

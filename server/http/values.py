@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated
 
-from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
+from google.protobuf.descriptor import EnumDescriptor
 from mediagen.v1 import image_pb2 as pb
 from pydantic import (
     AfterValidator,
@@ -24,6 +24,8 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from server.prompts.styles import STYLES
 
+_ENUMS = pb.DESCRIPTOR.enum_types_by_name
+_MAX_SEEDS = 100  # items of a list that are looked at; how many are allowed is the plan's to say, far below
 _PREFIX = 200  # characters: what may stand before the base64 of a data URL
 _LINE_ENDS = str.maketrans("", "", "\r\n")
 
@@ -57,6 +59,12 @@ def _of_bits(bits: int) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def _few(value: list[object]) -> list[object]:
+    if len(value) > _MAX_SEEDS:
+        raise PydanticCustomError("too_long", "{given} seeds; give at most one for each picture", {"given": len(value)})
+    return value
 
 
 def _real(value: object) -> object:
@@ -108,8 +116,8 @@ class _OneOf:
         return value
 
 
-def _names(enum: EnumTypeWrapper, prefix: str) -> tuple[str, ...]:
-    names: list[str] = enum.keys()
+def _names(enum: EnumDescriptor, prefix: str) -> tuple[str, ...]:
+    names = (value.name for value in enum.values)
     return tuple(name.removeprefix(prefix) for name in names if not name.endswith("_UNSPECIFIED"))
 
 
@@ -126,11 +134,12 @@ Int = Annotated[int, BeforeValidator(_whole), _of_bits(32)]
 Float = Annotated[float, BeforeValidator(_real)]
 Image = Annotated[bytes, BeforeValidator(_image), WithJsonSchema({"type": "string", "contentEncoding": "base64"})]
 _Seed = Annotated[int, BeforeValidator(_whole), _of_bits(64)]
-Seed = Annotated[Annotated[_Seed, Tag("one")] | Annotated[list[_Seed | None], Tag("list")], Discriminator(_kind)]
+_Seeds = Annotated[list[_Seed | None], BeforeValidator(_few)]
+Seed = Annotated[Annotated[_Seed, Tag("one")] | Annotated[_Seeds, Tag("list")], Discriminator(_kind)]
 SEED_KINDS = ("one", "list")  # pydantic tells which of the two it read; no caller asked
-Sampler = Annotated[str, _OneOf(_names(pb.Sampler, "SAMPLER_"))]
-Encoding = Annotated[str, _OneOf(_lower(_names(pb.ImageEncoding, "IMAGE_ENCODING_")))]
-Method = Annotated[str, _OneOf(_lower(_names(pb.IpAdapterMethod, "IP_ADAPTER_METHOD_")))]
+Sampler = Annotated[str, _OneOf(_names(_ENUMS["Sampler"], "SAMPLER_"))]
+Encoding = Annotated[str, _OneOf(_lower(_names(_ENUMS["ImageEncoding"], "IMAGE_ENCODING_")))]
+Method = Annotated[str, _OneOf(_lower(_names(_ENUMS["IpAdapterMethod"], "IP_ADAPTER_METHOD_")))]
 # an unknown one is told by the plan, with the nearest
 Style = Annotated[Text, WithJsonSchema({"type": "string", "enum": list(STYLES)})]
-Mode = Annotated[str, _OneOf(_lower(_names(pb.IpAdapterMode, "IP_ADAPTER_MODE_")))]
+Mode = Annotated[str, _OneOf(_lower(_names(_ENUMS["IpAdapterMode"], "IP_ADAPTER_MODE_")))]

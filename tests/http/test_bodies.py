@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 import tracemalloc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 
 import httpx
 import pytest
@@ -51,17 +51,18 @@ def costs(content: bytes) -> tuple[float, int]:
         b'{"prompt":"' + b"[" * MIB + b'","loras":' + b"{" * MIB,
         b'{"a":[' + b"{}," * MIB + b"[[[[[[[[[",
         b'{"seed":[' + b"1," * MIB + b"1]}",
+        b'{"prompt":"' + b'\\"' * MIB + b'"}',
     ],
-    ids=["lists", "objects", "in a field", "after brackets in a text", "many objects", "many numbers"],
+    ids=["lists", "objects", "in a field", "after brackets in a text", "many objects", "many numbers", "many quotes"],
 )
 def test_what_is_nested_deeply_or_has_too_many_values_is_refused_at_once(content: bytes) -> None:
-    assert wrong_with(content).message == "more than 100,000 commas and brackets; no body needs so many"
+    assert wrong_with(content).message == "more than 100,000 commas, brackets and quotes; no body needs so many"
     seconds, peak = costs(content)
     assert seconds < SECONDS
     assert peak < 2 * len(content) + MIB
 
 
-@pytest.mark.parametrize("depth", [250, 900, 1100, 90_000])
+@pytest.mark.parametrize("depth", [250, 900, 1100, 1990])
 def test_what_is_nested_too_deeply_for_a_parser_is_told_as_that(depth: int) -> None:
     for content in (b"[" * depth, b'{"prompt":' * depth, b'["\\ud800",' + b"[" * depth + b"]" * (depth + 1)):
         assert wrong_with(content).message.startswith("not JSON: ")
@@ -108,7 +109,78 @@ def test_what_is_large_and_wrong_is_refused_at_once(content: bytes) -> None:
 def test_brackets_in_a_text_nest_nothing() -> None:
     assert parse(json.dumps({"prompt": '[{(\\"' * 2000}).encode()) == {"prompt": '[{(\\"' * 2000}
     assert parse(b'{"loras": {"a": 1}, "seed": ' + b"[1]}") == {"loras": {"a": 1}, "seed": [1]}
-    assert parse(b"[" + b"[],{}," * 500 + b"1]") == [*[[], {}] * 500, 1]
+    assert parse(b"[" + b"[],{}," * 400 + b"1]") == [*[[], {}] * 400, 1]
+
+
+def test_texts_may_have_as_many_commas_and_quotes_as_they_are_long() -> None:
+    texts = {
+        "prompt": "," * 10_000,
+        "prompt_2": '"' * 10_000,
+        "negative_prompt": '\\",[' * 2_500,
+        "negative_prompt_2": "{" * 10_000,
+    }
+    assert parse(json.dumps(texts).encode()) == texts
+
+
+MANY: dict[str, dict[str, object]] = {
+    "bad seeds": {"seed": [-1] * 95_000},
+    "seeds of another kind": {"seed": ["x"] * 1_900},
+    "unknown keys": {f"k{i}": 0 for i in range(95_000)},
+    "unknown keys, fewer": {f"k{i}": 0 for i in range(20_000)},
+    "unknown keys, as many as are looked at": {f"k{i}": 0 for i in range(1_900)},
+    "unknown keys that are long": {"\U0001f600" * 100 + f"{i}": 0 for i in range(1_900)},
+    "weights of another kind": {"loras": {f"k{i}": "x" for i in range(1_900)}},
+    "pictures of another kind": {"transfer_images": {"x": [0] * 1_900}},
+    "words of another kind": {"textual_inversions": {f"k{i}": [] for i in range(900)}},
+    "null pictures": {"transfer_images": {f"k{i}": None for i in range(1_900)}},
+}
+
+
+async def longest_stall(work: Awaitable[object]) -> float:
+    """Seconds that the event loop was held at once while the work went on."""
+    longest, last = 0.0, time.perf_counter()
+
+    async def tick() -> None:
+        nonlocal longest, last
+        while True:
+            await asyncio.sleep(0.001)
+            now = time.perf_counter()
+            longest, last = max(longest, now - last), now
+
+    ticking = asyncio.create_task(tick())
+    await asyncio.sleep(0)
+    await work
+    await asyncio.sleep(0.002)
+    ticking.cancel()
+    return longest
+
+
+@pytest.mark.parametrize("body", MANY.values(), ids=MANY.keys())
+async def test_very_much_that_is_wrong_is_told_in_few_words_and_holds_up_nobody(
+    served: Served, body: dict[str, object]
+) -> None:
+    content = json.dumps({"prompt": "x"} | body).encode()
+    reply = await served.http.post("/generate/sd", content=content, headers=JSON)
+    assert reply.status_code == 422
+    assert len(reply.content) < 300_000
+    assert len(reply.json()["detail"]) <= 101
+    stalls = [await longest_stall(served.http.post("/generate/sd", content=content, headers=JSON)) for _ in range(3)]
+    assert min(stalls) < SECONDS
+
+
+async def test_how_much_more_is_wrong_is_told_last(served: Served) -> None:
+    for many, told, kind in ((100, 100, "extra_forbidden"), (150, 101, "and_more")):
+        body = {"prompt": "x"} | {f"k{i}": 0 for i in range(many)}
+        detail = (await served.http.post("/generate/sd", json=body)).json()["detail"]
+        assert len(detail) == told
+        assert detail[-1]["type"] == kind
+    assert detail[-1]["msg"] == "and 50 more mistakes, not told one by one"
+
+
+async def test_a_list_of_more_seeds_than_anybody_draws_is_told_by_its_length(served: Served) -> None:
+    (wrong,) = (await served.http.post("/generate/sd", json={"prompt": "x", "seed": [-1] * 101})).json()["detail"]
+    assert wrong["loc"] == ["body", "seed"]
+    assert wrong["msg"].startswith("101 seeds; give at most one for each picture")
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from server.request import InvalidRequest, plan
 OLD = json.loads((Path(__file__).parent / "old_api.json").read_text())
 OLD_REQUEST = OLD["components"]["schemas"]["ImageGenerationRequest"]
 # What may be wrong with a value that the old schema allows: more than JSON can say, or nobody's number.
-OF_VALUES = {"value_error", "base64", "number_range", "finite_number", "missing"}
+OF_VALUES = {"value_error", "base64", "number_range", "finite_number", "missing", "too_long"}
 
 BEYOND = {"minimum": -1, "maximum": 1, "exclusiveMinimum": 0}
 
