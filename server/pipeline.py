@@ -109,14 +109,12 @@ async def _picture(
 
 
 def parameters(plan: Plan, seed: int) -> str:
-    """What a picture's file says of how it was made, as the JSON of the `GenerateRequest` that makes it again;
-    pictures that it began with are not in it."""
-    fields = {
+    """What a picture's file says of how it was made, as the JSON of the `GenerateRequest` that makes it again once the
+    pictures that it began with are added."""
+    fields: dict[str, object] = {
         "engine": plan.engine.card.name,
         "prompt": plan.prompt,
         "prompt_2": plan.prompt_2,
-        "negative_prompt": plan.negative_prompt,
-        "negative_prompt_2": plan.negative_prompt_2,
         "cfg_scale": plan.guidance_scale,
         "steps": plan.steps,
         "sampler": f"SAMPLER_{plan.sampler.name}",
@@ -125,17 +123,19 @@ def parameters(plan: Plan, seed: int) -> str:
         "seed": seed,
         "image_encoding": f"IMAGE_ENCODING_{plan.encoding.name}",
         "high_noise_frac": plan.high_noise_frac,
-        "clip_skip": plan.clip_skip,
-        "strength": plan.strength,
     }
-    left_out = set(plan.engine.refuses)
-    if not plan.negated:
-        left_out |= {"negative_prompt", "negative_prompt_2"}
-    if plan.clip_skip == 0:
-        left_out.add("clip_skip")
-    if isinstance(plan.start, FromNoise):
-        left_out.add("strength")
-    return json.dumps({name: value for name, value in fields.items() if name not in left_out}, ensure_ascii=False)
+    if plan.negated:
+        fields |= {"negative_prompt": plan.negative_prompt, "negative_prompt_2": plan.negative_prompt_2}
+    if plan.clip_skip > 0:
+        fields["clip_skip"] = plan.clip_skip
+    if not isinstance(plan.start, FromNoise):
+        fields["strength"] = plan.strength
+    if plan.outpainting:
+        fields["outpainting"] = True
+    if plan.inpaint_full_res:
+        fields |= {"inpaint_full_res": True, "inpaint_full_res_padding": plan.inpaint_full_res_padding}
+    told = {name: value for name, value in fields.items() if name not in plan.engine.refuses}
+    return json.dumps(told, ensure_ascii=False)
 
 
 class _Stopwatch:

@@ -37,6 +37,9 @@ class Plan:
     seeds: tuple[int, ...]  # one a picture
     start: FromNoise | FromPicture | Inpainting
     strength: float  # how far to depart from the picture to start from; 1 from noise
+    outpainting: bool  # how `start` was made: for what a reply and a file tell
+    inpaint_full_res: bool
+    inpaint_full_res_padding: int  # pixels
     sampler: Sampler
     steps: int  # of a run from noise
     high_noise_frac: float  # share of the timesteps before the refiner's; 1 where none takes part

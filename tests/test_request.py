@@ -1,5 +1,6 @@
 """A request becomes a plan, or every violation at once."""
 
+import json
 import math
 from dataclasses import fields, replace
 from io import BytesIO
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.json_format import ParseDict
 from mediagen.v1 import image_pb2 as pb
 from PIL import Image as PillowImage
 
@@ -16,6 +18,7 @@ from server.catalog import Catalog
 from server.engines.port import Array
 from server.families.base import Size
 from server.families.sd15 import FAMILY
+from server.pipeline import parameters
 from server.plan import Plan
 from server.prompts.weights import parse
 from server.request import InvalidRequest, nearest_size, plan
@@ -344,3 +347,21 @@ def test_as_many_layers_may_be_skipped_as_leave_one(
 ) -> None:
     request_message.clip_skip = given
     assert allowed in violations_of(request_message, catalog)["clip_skip"]
+
+
+def test_a_file_tells_how_its_pictures_were_taken(catalog: Catalog, request_message: pb.GenerateRequest) -> None:
+    request_message.MergeFrom(
+        pb.GenerateRequest(
+            init_image=file_of(PICTURE),
+            mask_image=file_of(MASK),
+            outpainting=True,
+            inpaint_full_res=True,
+            inpaint_full_res_padding=8,
+            strength=0.5,
+            seed=SEED,
+        )
+    )
+    made = plan(request_message, catalog)
+    again = ParseDict(json.loads(parameters(made, SEED)), pb.GenerateRequest())
+    again.init_image, again.mask_image = request_message.init_image, request_message.mask_image
+    assert content(plan(again, catalog)) == content(made)

@@ -242,7 +242,7 @@ class Image(_message.Message):
     def __init__(self, data: _Optional[bytes] = ..., encoding: _Optional[_Union[ImageEncoding, str]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., index: _Optional[int] = ..., seed: _Optional[int] = ..., safety_check: _Optional[_Union[SafetyCheck, str]] = ..., safety_score: _Optional[float] = ...) -> None: ...
 
 class EffectiveParameters(_message.Message):
-    __slots__ = ("engine", "prompt", "negative_prompt", "cfg_scale", "steps", "evaluations", "width", "height", "seeds", "sampler", "image_encoding", "models", "prompt_2", "negative_prompt_2", "high_noise_frac", "strength", "clip_skip", "style_preset")
+    __slots__ = ("engine", "prompt", "negative_prompt", "cfg_scale", "steps", "evaluations", "width", "height", "seeds", "sampler", "image_encoding", "models", "prompt_2", "negative_prompt_2", "high_noise_frac", "strength", "clip_skip", "style_preset", "outpainting", "inpaint_full_res", "inpaint_full_res_padding")
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     NEGATIVE_PROMPT_FIELD_NUMBER: _ClassVar[int]
@@ -261,6 +261,9 @@ class EffectiveParameters(_message.Message):
     STRENGTH_FIELD_NUMBER: _ClassVar[int]
     CLIP_SKIP_FIELD_NUMBER: _ClassVar[int]
     STYLE_PRESET_FIELD_NUMBER: _ClassVar[int]
+    OUTPAINTING_FIELD_NUMBER: _ClassVar[int]
+    INPAINT_FULL_RES_FIELD_NUMBER: _ClassVar[int]
+    INPAINT_FULL_RES_PADDING_FIELD_NUMBER: _ClassVar[int]
     engine: str
     prompt: str
     negative_prompt: str
@@ -279,7 +282,10 @@ class EffectiveParameters(_message.Message):
     strength: float
     clip_skip: int
     style_preset: str
-    def __init__(self, engine: _Optional[str] = ..., prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., cfg_scale: _Optional[float] = ..., steps: _Optional[int] = ..., evaluations: _Optional[int] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., seeds: _Optional[_Iterable[int]] = ..., sampler: _Optional[_Union[Sampler, str]] = ..., image_encoding: _Optional[_Union[ImageEncoding, str]] = ..., models: _Optional[_Iterable[str]] = ..., prompt_2: _Optional[str] = ..., negative_prompt_2: _Optional[str] = ..., high_noise_frac: _Optional[float] = ..., strength: _Optional[float] = ..., clip_skip: _Optional[int] = ..., style_preset: _Optional[str] = ...) -> None: ...
+    outpainting: bool
+    inpaint_full_res: bool
+    inpaint_full_res_padding: int
+    def __init__(self, engine: _Optional[str] = ..., prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., cfg_scale: _Optional[float] = ..., steps: _Optional[int] = ..., evaluations: _Optional[int] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., seeds: _Optional[_Iterable[int]] = ..., sampler: _Optional[_Union[Sampler, str]] = ..., image_encoding: _Optional[_Union[ImageEncoding, str]] = ..., models: _Optional[_Iterable[str]] = ..., prompt_2: _Optional[str] = ..., negative_prompt_2: _Optional[str] = ..., high_noise_frac: _Optional[float] = ..., strength: _Optional[float] = ..., clip_skip: _Optional[int] = ..., style_preset: _Optional[str] = ..., outpainting: _Optional[bool] = ..., inpaint_full_res: _Optional[bool] = ..., inpaint_full_res_padding: _Optional[int] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("queue_ms", "conditioning_ms", "denoising_ms", "decoding_ms", "encoding_ms", "total_ms")
