@@ -4,19 +4,24 @@ It lives in memory: a service that stops forgets it.
 """
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from server.http.replies import Answer, Refused, of_message
+from server.http.replies import Answer, Refused, of_error, of_message
+from server.rpc.interceptor import request_id
+
+log = logging.getLogger(__name__)
 
 KEPT_SECONDS = 3600.0  # of a finished answer, unless younger ones need its room
 PATIENCE_SECONDS = 600.0  # that a request waits for a busy service
 MAX_JOBS = 256  # waiting, running and finished ones
 MAX_UNFINISHED = 64
 MAX_BYTES = 256 * 2**20  # of requests and answers
+_STOPPED = of_message(503, "the work was stopped; send the request again", "STOPPED", retry_seconds=1.0)
 
 
 @dataclass(eq=False)
@@ -68,18 +73,20 @@ class Jobs:
         await asyncio.gather(*map(self.delete, list(self._jobs.values())))
 
     async def _finish(self, job: Job, work: Callable[[], Awaitable[Answer]]) -> None:
-        begin = time.monotonic()
-        while True:
-            job.state = "running"
-            answer = await work()
-            retry = answer.retry_seconds
-            if answer.status != 429 or retry is None or time.monotonic() + retry > begin + PATIENCE_SECONDS:
-                break
-            job.state = "pending"
-            await asyncio.sleep(retry)
-        job.answer, job.size, job.finished = answer, len(answer.content), time.monotonic()
-        job.state = "completed" if answer.status == 200 else "failed"
-        self._make_room()
+        """However the work ends, the job does: one without an answer would hold its place for ever."""
+        answer = _STOPPED
+        try:
+            answer = await _until_there_is_room(job, work)
+        except Exception as error:
+            answer = of_error(error)
+        except asyncio.CancelledError:
+            if job.id in self._jobs:  # it was not its caller who stopped it
+                log.warning("request %s was stopped", request_id.get())
+            raise
+        finally:
+            job.answer, job.size, job.finished = answer, len(answer.content), time.monotonic()
+            job.state = "completed" if answer.status == 200 else "failed"
+            self._make_room()
 
     def _forget_old(self) -> None:
         oldest = time.monotonic() - KEPT_SECONDS
@@ -95,3 +102,16 @@ class Jobs:
                 return
             held -= job.size
             del self._jobs[job.id]
+
+
+async def _until_there_is_room(job: Job, work: Callable[[], Awaitable[Answer]]) -> Answer:
+    """The work's answer, which is tried again while the service is busy."""
+    begin = time.monotonic()
+    while True:
+        job.state = "running"
+        answer = await work()
+        retry = answer.retry_seconds
+        if answer.status != 429 or retry is None or time.monotonic() + retry > begin + PATIENCE_SECONDS:
+            return answer
+        job.state = "pending"
+        await asyncio.sleep(retry)

@@ -8,7 +8,8 @@ from conftest import HANG_SECONDS, hold_a_step, steps_after_release
 from json_service import Served
 
 from server.engines.port import EngineUnavailable
-from server.http import jobs
+from server.http import facade, jobs
+from server.http.replies import Answer
 
 SHORT = {"prompt": "a red house", "steps": 1, "width": 384, "height": 704, "seed": 7}
 LONG = SHORT | {"steps": 200}
@@ -84,6 +85,29 @@ async def test_a_failure_is_told_with_the_answer_that_the_request_would_have_got
     assert found["error"] == {"message": "gone", "reason": "ENGINE_UNAVAILABLE"}
     reply = await served.http.get(f"{url}/response")
     assert (reply.status_code, reply.json(), reply.headers["retry-after"]) == (503, found["error"], "2")
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("no room for base64"), asyncio.CancelledError()], ids=["error", "cancel"]
+)
+async def test_work_that_ends_in_no_answer_fails_and_gives_its_place_back(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: BaseException
+) -> None:
+    def written(reply: object) -> Answer:
+        raise error
+
+    monkeypatch.setattr(facade, "of_pictures", written)
+    monkeypatch.setattr(jobs, "MAX_UNFINISHED", 1)
+    reply = await served.http.post(
+        "/generate/sd", json=SHORT, headers={"X-OctoAI-Async": "1", "x-request-id": "mine-2"}
+    )
+    found = await finished(served, reply.json()["poll_url"])
+    assert found["status"] == "failed"
+    assert (await served.http.get(f"{reply.json()['poll_url']}/response")).status_code in (500, 503)
+    if isinstance(error, Exception):
+        assert "mine-2" in str(found["error"])
+        assert "no room for base64" in caplog.text
+    assert (await submit(served, SHORT)).status_code == 202
 
 
 async def test_what_cannot_be_drawn_is_told_at_once(served: Served) -> None:
