@@ -87,11 +87,9 @@ async def test_a_failure_is_told_with_the_answer_that_the_request_would_have_got
     assert (reply.status_code, reply.json(), reply.headers["retry-after"]) == (503, found["error"], "2")
 
 
-@pytest.mark.parametrize(
-    "error", [MemoryError("no room for base64"), asyncio.CancelledError()], ids=["error", "cancel"]
-)
+@pytest.mark.parametrize(("error", "status"), [(MemoryError("no room"), 500), (asyncio.CancelledError(), 503)])
 async def test_work_that_ends_in_no_answer_fails_and_gives_its_place_back(
-    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: BaseException
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: BaseException, status: int
 ) -> None:
     def written(reply: object) -> Answer:
         raise error
@@ -103,10 +101,8 @@ async def test_work_that_ends_in_no_answer_fails_and_gives_its_place_back(
     )
     found = await finished(served, reply.json()["poll_url"])
     assert found["status"] == "failed"
-    assert (await served.http.get(f"{reply.json()['poll_url']}/response")).status_code in (500, 503)
-    if isinstance(error, Exception):
-        assert "mine-2" in str(found["error"])
-        assert "no room for base64" in caplog.text
+    assert (await served.http.get(f"{reply.json()['poll_url']}/response")).status_code == status
+    assert "request mine-2" in caplog.text
     assert (await submit(served, SHORT)).status_code == 202
 
 
