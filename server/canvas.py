@@ -18,6 +18,7 @@ _LANCZOS = PillowImage.Resampling.LANCZOS
 _BILINEAR = PillowImage.Resampling.BILINEAR
 _LOBES = 3  # pixels to each side that LANCZOS makes one of
 _PAINT = 128  # of 255: from here on a mask says "paint", diffusers' 0.5
+_KNOWN = [255] * _PAINT + [0] * (256 - _PAINT)  # opacity by a mask's value
 _GRAIN = 8.0  # of 255, standard deviation: a smooth fill alone tells a model that the place is to stay smooth
 _RING = 1  # pixels around a mask whose error is taken off beside it: wider ones know less of the very edge
 _MAX_ERROR = 24.0  # of 255: an autoencoder's error is smaller; what differs by more shows something else
@@ -64,23 +65,29 @@ def from_picture(image: Array, size: tuple[int, int]) -> FromPicture:
     return FromPicture(_resized(image, size))
 
 
-def inpainting(
-    image: Array, mask: Array, size: tuple[int, int], *, outpainting: bool, padding: int | None
-) -> Inpainting:
+def painted_at(mask: Array, size: tuple[int, int]) -> Array:
+    """Where `mask` (height width, uint8, white = paint) of any size paints at `size`, width and height: height width,
+    bool. Raises `NothingToPaint`."""
+    painted = _resized(mask, size) >= _PAINT
+    if not painted.any():
+        raise NothingToPaint("the mask is black everywhere at the requested size; paint white what is to be filled")
+    return painted
+
+
+def whole(size: tuple[int, int]) -> Box:
+    """All of a canvas."""
+    return Box(0, 0, *size)
+
+
+def inpainting(image: Array, mask: Array, size: tuple[int, int], box: Box) -> Inpainting:
     """`image` (height width 3, uint8) and `mask` (height width, uint8, white = paint), each of any size; `size` is
-    width, height. With a padding (pixels of `size`) the model sees the mask's surroundings alone, enlarged.
+    width, height. The model sees what lies in the box of the canvas, enlarged to `size`.
 
     Raises `NothingToPaint`.
     """
-    canvas_mask = _resized(mask, size) >= _PAINT
-    if not canvas_mask.any():
-        raise NothingToPaint("the mask is black everywhere at the requested size; paint white what is to be filled")
-    if outpainting:
-        image = continued(_resized_known(image, mask, canvas_mask), canvas_mask)
-    canvas = _resized(image, size)
-    if padding is None:
-        return Inpainting(canvas, canvas_mask, canvas, canvas_mask, Box(0, 0, *size))
-    box = crop_box(canvas_mask, padding)
+    canvas, canvas_mask = _resized(image, size), painted_at(mask, size)
+    if box == whole(size):
+        return Inpainting(canvas, canvas_mask, canvas, canvas_mask, box)
     seen_mask = _resized(mask, size, _scaled(box, size, mask)) >= _PAINT
     return Inpainting(_resized(image, size, _scaled(box, size, image)), seen_mask, canvas, canvas_mask, box)
 
@@ -134,13 +141,20 @@ def _lengthened(begin: int, end: int, length: int, limit: int) -> tuple[int, int
     return begin, min(max(begin + length, end), limit)
 
 
-def continued(pixels: Array, unknown: Array) -> Array:
+def continued(image: Array, mask: Array, size: tuple[int, int]) -> Array:
+    """`image` (height width 3, uint8) at `size`, where `mask` (height width, uint8) is white made of the rest. Each of
+    any size; `size` is width, height. Raises `NothingToPaint`."""
+    unknown = painted_at(mask, size)
+    return filled(_resized_known(image, mask, unknown), unknown)
+
+
+def filled(pixels: Array, unknown: Array) -> Array:
     """`pixels` (height width 3, uint8) with the unknown ones (height width, bool) made of the known: close to these
     their own colours, the farther away the smoother, and some grain. What is known stays as it is."""
     known = ~unknown[..., None]
-    filled = _pulled_and_pushed(pixels.astype(np.float32), known.astype(np.float32))
+    smooth = _pulled_and_pushed(pixels.astype(np.float32), known.astype(np.float32))
     grain = np.random.RandomState(0).normal(0, _GRAIN, pixels.shape)  # one for all: a picture is its seed's alone
-    return np.where(known, pixels, (filled + grain).round().clip(0, 255).astype(np.uint8))
+    return np.where(known, pixels, (smooth + grain).round().clip(0, 255).astype(np.uint8))
 
 
 def _pulled_and_pushed(values: Array, weights: Array) -> Array:
@@ -183,15 +197,16 @@ def _scaled(box: Box, size: tuple[int, int], image: Array) -> tuple[float, float
     return box.left * across, box.top * down, box.right * across, box.bottom * down
 
 
-def _resized_known(image: Array, mask: Array, canvas_mask: Array) -> Array:
-    """`image` (height width 3, uint8) at the size of the canvas's mask. What is unknown lends nothing of its colour to
-    what is beside it, or an edge would be seen: there Pillow weighs colours by opacity, and without LANCZOS's lobes."""
-    size = canvas_mask.shape[1], canvas_mask.shape[0]
+def _resized_known(image: Array, mask: Array, unknown: Array) -> Array:
+    """`image` (height width 3, uint8) at the size of `unknown` (height width, bool). What is unknown lends nothing of
+    its colour to what is beside it, or an edge would be seen: there Pillow weighs colours by opacity, and without
+    LANCZOS's lobes."""
+    size = unknown.shape[1], unknown.shape[0]
     pixels = PillowImage.fromarray(image)
-    known = np.where(_resized(mask, pixels.size) < _PAINT, 255, 0).astype(np.uint8)
-    pixels.putalpha(PillowImage.fromarray(known))
+    plain = np.asarray(pixels.resize(size, _LANCZOS))
+    pixels.putalpha(PillowImage.fromarray(mask).resize(pixels.size, _LANCZOS).point(_KNOWN))
     beside = np.asarray(pixels.resize(size, _BILINEAR).convert("RGB"))
-    return np.where(_grown(canvas_mask, _LOBES)[..., None], beside, _resized(image, size))
+    return np.where(_grown(unknown, _LOBES)[..., None], beside, plain)
 
 
 def _resized(pixels: Array, size: tuple[int, int], box: tuple[float, float, float, float] | None = None) -> Array:

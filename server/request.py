@@ -12,7 +12,18 @@ from typing import TypeVar
 from google.protobuf.descriptor import FieldDescriptor
 from mediagen.v1 import image_pb2 as pb
 
-from server.canvas import FromNoise, FromPicture, Inpainting, NothingToPaint, from_picture, inpainting
+from server.canvas import (
+    FromNoise,
+    FromPicture,
+    Inpainting,
+    NothingToPaint,
+    continued,
+    crop_box,
+    from_picture,
+    inpainting,
+    painted_at,
+    whole,
+)
 from server.catalog import Catalog, Engine
 from server.engines.port import Array
 from server.families.base import Size
@@ -294,18 +305,12 @@ def _start(
         return FromNoise(), violations
     if "mask_image" not in pictures:
         return from_picture(pictures["init_image"], size), violations
-    padding = _given(request, "inpaint_full_res_padding")
+    image, mask = pictures["init_image"], pictures["mask_image"]
+    padding = max(int(_given(request, "inpaint_full_res_padding")), 0)  # one below 0 is told with the numbers
     try:
-        return (
-            inpainting(
-                pictures["init_image"],
-                pictures["mask_image"],
-                size,
-                outpainting=request.outpainting,
-                padding=int(padding) if request.inpaint_full_res and padding >= 0 else None,
-            ),
-            violations,
-        )
+        box = crop_box(painted_at(mask, size), padding) if request.inpaint_full_res else whole(size)
+        shown = continued(image, mask, size) if request.outpainting else image
+        return inpainting(shown, mask, size, box), violations
     except NothingToPaint as error:
         return FromNoise(), [Violation("mask_image", str(error))]
 

@@ -18,7 +18,9 @@ from server.canvas import (
     from_picture,
     inpainting,
     latent_mask,
+    painted_at,
     paste,
+    whole,
 )
 
 SIZE = (96, 64)  # width, height
@@ -53,7 +55,16 @@ def masks(draw: st.DrawFn, width: int = SIZE[0], height: int = SIZE[1]) -> np.nd
 
 
 def plain(image: np.ndarray, mask: np.ndarray) -> Inpainting:
-    return inpainting(image, mask, SIZE, outpainting=False, padding=None)
+    return inpainting(image, mask, SIZE, whole(SIZE))
+
+
+def close(image: np.ndarray, mask: np.ndarray, padding: int) -> Inpainting:
+    """Only the mask's surroundings are seen."""
+    return inpainting(image, mask, SIZE, crop_box(painted_at(mask, SIZE), padding))
+
+
+def outpainted(image: np.ndarray, mask: np.ndarray, box: Box) -> Inpainting:
+    return inpainting(continued(image, mask, SIZE), mask, SIZE, box)
 
 
 # Against diffusers
@@ -100,10 +111,10 @@ def test_a_crop_is_cut_and_enlarged_as_in_diffusers_but_from_the_picture_as_it_w
     mask: np.ndarray, padding: int
 ) -> None:
     image = scene(*SIZE)
-    found = inpainting(image, mask, SIZE, outpainting=False, padding=padding)
+    found = close(image, mask, padding)
     reference = Image.fromarray(image).crop(found.box).resize(SIZE, Image.Resampling.LANCZOS)
     assert np.abs(found.pixels.astype(int) - np.asarray(reference)).mean() < 2  # at its edges ours sees what is beyond
-    twice = inpainting(scene(2 * SIZE[0], 2 * SIZE[1]), mask, SIZE, outpainting=False, padding=padding)
+    twice = close(scene(2 * SIZE[0], 2 * SIZE[1]), mask, padding)
     assert twice.box == found.box
 
 
@@ -143,7 +154,7 @@ def test_a_crop_lies_inside_the_picture_holds_the_mask_and_has_its_shape(mask: n
     assert 0 <= box.top < box.bottom <= SIZE[1]
     assert not (mask & ~box_mask(*SIZE, box)).any()
     assert abs((box.right - box.left) / SIZE[0] - (box.bottom - box.top) / SIZE[1]) < 1.5 / min(SIZE)
-    assert inpainting(scene(*SIZE), mask, SIZE, outpainting=False, padding=padding).mask.any()
+    assert close(scene(*SIZE), mask, padding).mask.any()
 
 
 def test_a_small_mask_is_seen_in_the_detail_that_was_given() -> None:
@@ -151,7 +162,7 @@ def test_a_small_mask_is_seen_in_the_detail_that_was_given() -> None:
     image = np.repeat(np.where(fine, 255, 0).astype(np.uint8)[..., None], 3, axis=2)
     mask = box_mask(960, 640, Box(400, 300, 440, 330))
     assert plain(image, mask).pixels.std() < 60
-    assert inpainting(image, mask, SIZE, outpainting=False, padding=0).pixels.std() > 100
+    assert close(image, mask, 0).pixels.std() > 100
 
 
 # Pasting
@@ -161,7 +172,8 @@ def test_a_small_mask_is_seen_in_the_detail_that_was_given() -> None:
 @given(masks(), st.sampled_from([None, 0, 5, 32]), st.booleans())
 def test_what_is_not_painted_comes_back_byte_by_byte(mask: np.ndarray, padding: int | None, outpainting: bool) -> None:
     image = scene(*SIZE)
-    begin = inpainting(image, mask, SIZE, outpainting=outpainting, padding=padding)
+    box = whole(SIZE) if padding is None else crop_box(mask > 0, padding)
+    begin = outpainted(image, mask, box) if outpainting else inpainting(image, mask, SIZE, box)
     painted = scene(*SIZE, seed=5)[::-1]
     result = paste(painted, begin)
     assert (result.shape, result.dtype) == (image.shape, np.uint8)
@@ -178,7 +190,7 @@ def test_where_the_mask_is_all_white_the_picture_is_the_painted_one() -> None:
 def test_a_crop_is_pasted_back_where_it_was_taken_from() -> None:
     image = scene(*SIZE)
     mask = box_mask(*SIZE, Box(30, 20, 50, 34))
-    crop = inpainting(image, mask, SIZE, outpainting=False, padding=4)
+    crop = close(image, mask, 4)
     assert crop.box != Box(0, 0, *SIZE)
     back = paste(crop.pixels, crop)  # nothing painted: enlarged and made small again
     assert np.abs(back.astype(int) - image).max() <= 12
@@ -209,7 +221,7 @@ def test_unknown_areas_continue_the_known_ones_and_hide_what_was_there() -> None
     pictures = []
     for rubbish in (0, 255):
         covered = np.where(mask[..., None] > 0, rubbish, image).astype(np.uint8)
-        pictures.append(inpainting(covered, mask, SIZE, outpainting=True, padding=None).pixels)
+        pictures.append(outpainted(covered, mask, whole(SIZE)).pixels)
     assert np.array_equal(*pictures)
     (found, _) = pictures
     assert np.array_equal(found[mask == 0], image[mask == 0])
@@ -217,21 +229,21 @@ def test_unknown_areas_continue_the_known_ones_and_hide_what_was_there() -> None
         step = found[:, inside].astype(float).mean(axis=0) - image[:, outside].astype(float).mean(axis=0)
         assert np.abs(step).max() < 6  # of 255: two columns' slope, and what is left of the grain
     assert found[mask > 0].std(axis=0).min() > 5  # not one colour
-    assert np.array_equal(continued(image, mask > 0), continued(image, mask > 0))  # one request, one picture
+    assert np.array_equal(continued(image, mask, SIZE), continued(image, mask, SIZE))  # one request, one picture
 
 
 def test_a_border_lends_nothing_of_its_colour_when_the_picture_is_resized() -> None:
     image = np.full((210, 310, 3), 200, np.uint8)
     mask = box_mask(310, 210, Box(0, 0, 310, 210)) ^ box_mask(310, 210, Box(101, 33, 207, 171))
     image[mask > 0] = 0
-    found = inpainting(image, mask, SIZE, outpainting=True, padding=None)
+    found = outpainted(image, mask, whole(SIZE))
     assert np.abs(found.canvas[~found.canvas_mask].astype(int) - 200).max() <= 3  # of eight bits, twice
     assert found.canvas[found.canvas_mask].mean() > 190
 
 
 def test_a_canvas_without_anything_known_is_filled_all_the_same() -> None:
     everything = np.full((64, 96), 255, np.uint8)
-    found = inpainting(scene(*SIZE), everything, SIZE, outpainting=True, padding=None)
+    found = outpainted(scene(*SIZE), everything, whole(SIZE))
     assert found.mask.all()
     assert found.pixels.shape == (64, 96, 3)
 
@@ -240,6 +252,6 @@ def test_a_canvas_without_anything_known_is_filled_all_the_same() -> None:
 @given(masks(), st.sampled_from([None, 0, 32]))
 def test_outpainting_takes_any_mask(mask: np.ndarray, padding: int | None) -> None:
     image = scene(*SIZE)
-    found = inpainting(image, mask, SIZE, outpainting=True, padding=padding)
+    found = outpainted(image, mask, whole(SIZE) if padding is None else crop_box(mask > 0, padding))
     assert np.array_equal(found.canvas[mask == 0], image[mask == 0])
     assert (found.pixels.shape, found.pixels.dtype, found.mask.dtype) == ((64, 96, 3), np.uint8, np.bool_)

@@ -33,7 +33,7 @@ from export.repository import Recipe, export
 from export.tokenizer import write_tokenizer
 from export.weights import load_component
 from server.beginning import encode
-from server.canvas import FromPicture, Inpainting, from_picture, inpainting
+from server.canvas import FromPicture, Inpainting, from_picture, inpainting, whole
 from server.catalog import Engine, read_catalog
 from server.denoising import denoise
 from server.engines.local import LocalEngines
@@ -54,6 +54,11 @@ SAMPLERS: Mapping[str, Any] = {
     "DDIM": diffusers.DDIMScheduler,
     "K_EULER": diffusers.EulerDiscreteScheduler,
     "K_EULER_ANCESTRAL": diffusers.EulerAncestralDiscreteScheduler,
+    "HEUN": diffusers.HeunDiscreteScheduler,  # two evaluations a step: the known area goes in before each
+    "DPM_2_ANCESTRAL": diffusers.KDPM2AncestralDiscreteScheduler,  # the same, at a level between, with fresh noise
+    "DPM_SOLVER_MULTISTEP": diffusers.DPMSolverMultistepScheduler,  # goes by what it found before
+    "UNI_PC": diffusers.UniPCMultistepScheduler,  # corrects the step behind it from the x that the driver used
+    "LCM": diffusers.LCMScheduler,
 }
 
 
@@ -229,7 +234,7 @@ def mask() -> np.ndarray:
 
 
 def masked() -> Inpainting:
-    return inpainting(picture(), mask(), SIZE, outpainting=False, padding=None)
+    return inpainting(picture(), mask(), SIZE, whole(SIZE))
 
 
 def plan_of(subject: Subject, sampler: str, strength: float, start: FromPicture | Inpainting, **fields: Any) -> Plan:
@@ -329,8 +334,8 @@ async def test_inpainting_gives_the_picture_that_diffusers_gives(
 async def test_another_picture_mask_or_strength_is_far_from_the_reference(subject: Subject, run: Run) -> None:
     """The comparison can fail: what is given shows by far more than the tolerance."""
     reference, _ = theirs(subject, plan_of(subject, "DDIM", 0.8, masked()))
-    moved = inpainting(picture(), np.roll(mask(), 16, axis=1), SIZE, outpainting=False, padding=None)
-    turned = inpainting(picture()[::-1], mask(), SIZE, outpainting=False, padding=None)
+    moved = inpainting(picture(), np.roll(mask(), 16, axis=1), SIZE, whole(SIZE))
+    turned = inpainting(picture()[::-1], mask(), SIZE, whole(SIZE))
     for start, strength in ((moved, 0.8), (turned, 0.8), (masked(), 0.9)):
         latents, _ = await ours(subject, plan_of(subject, "DDIM", strength, start), run)
         assert relative(latents, reference) > 5 * LATENTS_TOLERANCE
