@@ -31,6 +31,7 @@ from server.rpc.image_service import ImageService
 LARGE = 16 * 2**10  # bytes: reading or writing more takes a thread; the worst of this size takes milliseconds
 READ_SECONDS = 60.0  # that a caller has for sending its body
 _GONE = Answer(499, b"")  # nobody reads it
+_STOPPING = of_message(503, "this service stops; send the request again", "STOPPING", retry_seconds=1.0)
 JOB = "/v1/requests/{response_id}"
 
 T = TypeVar("T")
@@ -54,6 +55,8 @@ def _answered(endpoint: Callable[Asked, Awaitable[Response]]) -> Callable[Asked,
     async def call(*args: Asked.args, **kwargs: Asked.kwargs) -> Response:
         try:
             return await endpoint(*args, **kwargs)
+        except asyncio.CancelledError:  # by the listener, whose grace time is over
+            return response(_STOPPING)
         except Exception as error:
             return response(_answer(error))
 

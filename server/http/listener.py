@@ -8,7 +8,10 @@ from collections.abc import Generator
 import uvicorn
 from starlette.types import ASGIApp
 
+from server.http.connections import BoundedProtocol
+
 KEEP_ALIVE_SECONDS = 75  # longer than the callers' pools keep a connection, which would otherwise be closed under them
+LAST_WORD_SECONDS = 2.0  # for telling those whose requests are cut
 
 
 class _Server(uvicorn.Server):
@@ -24,7 +27,7 @@ class Listener:
     def __init__(self, app: ASGIApp, listening: socket.socket, grace_seconds: float) -> None:
         config = uvicorn.Config(
             app,
-            http="h11",
+            http=BoundedProtocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -42,6 +45,8 @@ class Listener:
         """New connections are refused; running requests may end within the grace time."""
         self._server.should_exit = True
         await self._task
+        if cut := self._server.server_state.tasks:  # what the grace time was too short for
+            await asyncio.wait(cut, timeout=LAST_WORD_SECONDS)
 
 
 def listen(address: str) -> socket.socket:

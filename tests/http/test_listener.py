@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -11,6 +10,7 @@ from conftest import HANG_SECONDS, RunningService, hold_a_step, start_service
 from json_service import Served
 
 from server.app import AddressTaken, _listen_http
+from server.http import connections
 from server.http.listener import Listener, listen
 
 BODY = {"prompt": "a red house", "steps": 3, "width": 384, "height": 704}
@@ -66,6 +66,65 @@ async def test_a_call_that_outlasts_the_grace_time_is_broken_off(served: Served)
         )
         await hold_a_step(served.engines, served.unet)
         await asyncio.wait_for(listener.stop(), HANG_SECONDS)
-        with suppress(httpx.HTTPError):  # the connection ends, with or without a last word
-            assert (await asyncio.wait_for(call, HANG_SECONDS)).status_code == 500
-    assert served.admission.inside == 0
+        assert served.admission.inside == 0
+        reply = await asyncio.wait_for(call, HANG_SECONDS)
+    assert (reply.status_code, reply.headers["retry-after"], reply.json()["reason"]) == (503, "1", "STOPPING")
+
+
+async def test_a_connection_beyond_the_most_is_told_to_come_again_and_those_there_are_are_served(
+    on_a_port: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 2)
+    async with httpx.AsyncClient() as first, httpx.AsyncClient() as second:
+        for client in (first, second):
+            assert (await client.get(f"{on_a_port}/healthz")).status_code == 200
+        for _ in range(3):
+            async with httpx.AsyncClient() as third:
+                reply = await third.get(f"{on_a_port}/healthz")
+            assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
+            assert reply.json()["reason"] == "OVERLOADED"
+        assert (await first.get(f"{on_a_port}/healthz")).status_code == 200
+    async with asyncio.timeout(HANG_SECONDS), httpx.AsyncClient() as fourth:
+        # until it has seen that they left
+        while (await fourth.get(f"{on_a_port}/healthz")).status_code != 200:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        (b"", b""),
+        (b"POST /generate/sd HTTP/1.1\r\nhost: x\r\nx-slow: ", b"HTTP/1.1 408 "),
+        (b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\nGET /hea", b"HTTP/1.1 200 "),
+    ],
+    ids=["silent", "slow headers", "slow second headers"],
+)
+async def test_who_does_not_say_what_it_wants_is_not_waited_for(
+    on_a_port: str, monkeypatch: pytest.MonkeyPatch, sent: bytes, told: bytes
+) -> None:
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.05)
+    host, _, port = on_a_port.removeprefix("http://").rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(sent[:10])
+    await writer.drain()
+    writer.write(sent[10:])
+    if told.startswith(b"HTTP/1.1 200"):
+        await reader.readuntil(b"}")
+        writer.write(b"lthz HTTP/1.1\r\n")  # and no more
+        told = b"HTTP/1.1 408 "
+    reply = await asyncio.wait_for(reader.read(), HANG_SECONDS)
+    writer.close()
+    assert reply.startswith(told)
+    assert bool(reply) == bool(told)
+
+
+async def test_a_request_that_came_may_take_longer_than_its_headers(
+    served: Served, on_a_port: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.05)
+    async with httpx.AsyncClient(timeout=HANG_SECONDS) as client:
+        call = asyncio.create_task(client.post(f"{on_a_port}/generate/sd", json=BODY))
+        await hold_a_step(served.engines, served.unet)
+        await asyncio.sleep(0.1)  # that nothing happens in this time
+        served.engines.go.set()
+        assert (await call).status_code == 200
