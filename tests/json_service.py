@@ -1,5 +1,5 @@
-"""The JSON routes on a real port, over engines that compute nothing. (`http` is a name that belongs to Python's own
-library: what those tests share is here.)"""
+"""Engines that compute nothing, and the JSON routes over them, on a real port. (`http` is a name that belongs to
+Python's own library: what those tests share is here.)"""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -6,7 +6,8 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from engines.fake import Compute, FakeEngines
+from engines.fake import FakeEngines
+from json_service import hollow_engines
 from mediagen.v1 import image_pb2 as pb
 from PIL import Image
 
@@ -29,32 +30,9 @@ def picture(value: int) -> bytes:
     return file.getvalue()
 
 
-def zeros(spec: Spec, pixels_per_latent: int) -> Compute:
-    """Outputs of the right shapes: a picture's axes follow from its latents', and the other way round."""
-
-    def compute(inputs: Tensors) -> Mapping[str, np.ndarray]:
-        axes = {
-            axis: length
-            for port in spec.inputs
-            for axis, length in zip(port.shape, inputs[port.name].shape, strict=True)
-            if isinstance(axis, str)
-        }
-        for side in ("height", "width"):
-            if side in axes:
-                axes[f"picture_{side}"] = axes[side] * pixels_per_latent
-            elif f"picture_{side}" in axes:
-                axes[side] = axes[f"picture_{side}"] // pixels_per_latent
-        return {
-            port.name: np.zeros([axes[axis] if isinstance(axis, str) else axis for axis in port.shape], port.dtype)
-            for port in spec.outputs
-        }
-
-    return compute
-
-
 async def engines_of(engine: Engine) -> FakeEngines:
     """Loaded."""
-    fake = FakeEngines(engine.specs, {spec.name: zeros(spec, engine.card.pixels_per_latent) for spec in engine.specs})
+    fake = hollow_engines({engine.card.name: engine})
     for spec in engine.specs:
         await fake.load(spec.name)
     return fake
