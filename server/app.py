@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import ip_address
 from typing import Any, cast
 
 import grpc
@@ -75,6 +76,7 @@ async def service(settings: Settings) -> AsyncIterator[Ports]:
     sizes = {spec.name: memory.estimate(settings.model_repository, spec.name) for spec in specs}
     preload = _preload(settings, catalog, sizes)
     _warn_of_little_room(settings, catalog, sizes)
+    _warn_of_open_doors(settings)
     async with AsyncExitStack() as stack:
         status = health.aio.HealthServicer()
         await _set_health(status, serving=False)
@@ -146,6 +148,26 @@ def _warn_of_little_room(settings: Settings, catalog: Catalog, sizes: Mapping[st
                 "every picture, and requests at the same time may be refused; allow more, or MEDIAGEN_MAX_REQUESTS=1",
                 *(name, memory.gibibytes(needed), memory.gibibytes(settings.engine_memory)),
             )
+
+
+def _warn_of_open_doors(settings: Settings) -> None:
+    """There are no keys in this version."""
+    for address in (settings.grpc_address, settings.http_address):
+        if address != NONE and not _is_loopback(address):
+            log.warning(
+                "%s is open to other machines, and this version asks nobody for a key: whoever reaches it may draw; "
+                "listen on 127.0.0.1, or put what asks for keys in front",
+                address,
+            )
+
+
+def _is_loopback(address: str) -> bool:
+    """Whether only this machine reaches host:port; a name that nobody knows is no reason to be calm."""
+    try:
+        found = socket.getaddrinfo(address.rpartition(":")[0].strip("[]"), None, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    return all(ip_address(where[0]).is_loopback for *_, where in found)
 
 
 def _row_seconds(catalog: Catalog, sizes: Mapping[str, int]) -> Mapping[str, float]:

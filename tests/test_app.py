@@ -6,7 +6,14 @@ from dataclasses import replace
 import pytest
 from grpc_health.v1 import health, health_pb2
 
-from server.app import _preload, _row_seconds, _set_health, _warn_of_little_room, _watch_health
+from server.app import (
+    _preload,
+    _row_seconds,
+    _set_health,
+    _warn_of_little_room,
+    _warn_of_open_doors,
+    _watch_health,
+)
 from server.catalog import Catalog
 from server.settings import read
 
@@ -65,3 +72,23 @@ def test_a_network_of_a_large_engine_has_longer_before_it_counts_as_hanging(cata
 
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.1.2.3:1", "[::1]:1", "localhost:1"])
+def test_what_only_this_machine_reaches_is_warned_of_to_nobody(caplog: pytest.LogCaptureFixture, address: str) -> None:
+    _warn_of_open_doors(replace(read({}), grpc_address=address, http_address=address))
+    _warn_of_open_doors(replace(read({}), http_address="none"))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:1", "[::]:1", "192.0.2.1:1", "no-such-host.invalid:1"])
+def test_an_address_that_others_reach_is_warned_of_at_the_start_since_nobody_is_asked_for_a_key(
+    caplog: pytest.LogCaptureFixture, address: str
+) -> None:
+    for settings in (replace(read({}), grpc_address=address), replace(read({}), http_address=address)):
+        caplog.clear()
+        _warn_of_open_doors(settings)
+        (record,) = caplog.records
+        assert record.levelname == "WARNING"
+        assert f"{address} is open to other machines" in record.getMessage()
+        assert "whoever reaches it may draw" in record.getMessage()
