@@ -106,6 +106,7 @@ async def service(settings: Settings) -> AsyncIterator[Ports]:
         image_service = ImageService(
             catalog, scheduler.run, Admission(settings.max_requests), prompt_filter, scheduler.meter.seconds
         )
+        stack.callback(image_service.close)
         image_pb2_grpc.add_ImageServiceServicer_to_server(image_service, server)
         engine_pb2_grpc.add_EngineServiceServicer_to_server(EngineService(catalog, engines.conditions), server)
         asset_pb2_grpc.add_AssetServiceServicer_to_server(AssetService(), server)

@@ -1,10 +1,8 @@
 """ImageService: messages to plans, events to messages. The work itself is the pipeline's."""
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing
-from typing import TypeVar
+from collections.abc import AsyncIterator
+from contextlib import aclosing, nullcontext
 
 from mediagen.v1 import image_pb2 as pb
 from mediagen.v1 import image_pb2_grpc
@@ -17,25 +15,28 @@ from server.families.base import Run
 from server.pipeline import Evaluated, Finished, Picture, generate
 from server.plan import Plan
 from server.prompt_filter import REFUSAL, PromptBlocked, PromptFilter
-from server.request import InvalidRequest, Violation, nearest_supported, plan, positive_texts
+from server.request import nearest_supported, positive_texts
 from server.rpc.errors import NotBuilt
 from server.rpc.interceptor import Context, request_id
+from server.rpc.reading import Reader, carries_pictures
 from server.safety import NotChecked, Passed, Removed, Verdict
+from server.violations import InvalidRequest, Violation
 
-Message = TypeVar("Message", pb.GenerateRequest, pb.GenerateStreamRequest)
-SHORT_BYTES = 4096  # of a request that is read in a few milliseconds
+CHECKED = 8  # requests with pictures at a time that are read without a permit to draw them
 
 
 class ImageService(image_pb2_grpc.ImageServiceServicer):
-    """A plan, then admission, then the pipeline."""
+    """Admission, then a plan, then the pipeline: who is turned away costs no reading. `close` it at the end."""
 
     def __init__(
         self, catalog: Catalog, run: Run, admission: Admission, prompt_filter: PromptFilter, seconds: Seconds
     ) -> None:
         """`seconds` tells how long a network's calls take."""
         self._catalog = catalog
+        self._reader = Reader(catalog)
         self._run = run
         self._admission = admission
+        self._checks = Admission(CHECKED)
         self._prompt_filter = prompt_filter
         self._seconds = seconds
 
@@ -45,44 +46,52 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
     async def generate(self, request: pb.GenerateRequest) -> pb.GenerateResponse:
         """`Generate` for callers within the process; `request_id` must be set. Raises what `fault_of` knows."""
         begin = time.perf_counter()
-        what = await self._plan(request)
         with self._admission.permit():
-            admitted = time.perf_counter()
-            pictures: list[Picture] = []
-            milliseconds: dict[str, float] = {}
-            async with aclosing(generate(what, self._run)) as events:
-                async for event in events:
-                    match event:
-                        case Picture():
-                            pictures.append(event)
-                        case Finished():
-                            milliseconds = event.milliseconds
+            return await self._drawn(await self._plan(request), begin)
+
+    async def check(self, request: pb.GenerateRequest) -> Plan:
+        """What `draw` draws, for callers that wait between the two. Raises what `generate` raises for the request
+        alone, and `Overloaded`: too many pictures are being read."""
+        with self._checks.permit() if carries_pictures(request) else nullcontext():
+            return await self._plan(request)
+
+    async def draw(self, what: Plan) -> pb.GenerateResponse:
+        """`generate` behind a `check`, as often as one likes."""
+        begin = time.perf_counter()
+        with self._admission.permit():
+            return await self._drawn(what, begin)
+
+    async def _drawn(self, what: Plan, begin: float) -> pb.GenerateResponse:
+        drawing = time.perf_counter()
+        pictures: list[Picture] = []
+        milliseconds: dict[str, float] = {}
+        async with aclosing(generate(what, self._run)) as events:
+            async for event in events:
+                match event:
+                    case Picture():
+                        pictures.append(event)
+                    case Finished():
+                        milliseconds = event.milliseconds
         return pb.GenerateResponse(
             request_id=request_id.get(),
             images=[_image(what, picture) for picture in sorted(pictures, key=lambda picture: picture.index)],
             effective=effective(what),
-            timings=_timings(milliseconds, begin, admitted),
+            timings=_timings(milliseconds, begin, drawing),
             notices=what.notices,
         )
-
-    async def check(self, request: pb.GenerateRequest) -> None:
-        """Raises what `generate` would raise for the request alone; nothing is generated."""
-        await self._plan(request)
 
     async def GenerateStream(
         self, request: pb.GenerateStreamRequest, context: Context
     ) -> AsyncIterator[pb.GenerateStreamResponse]:
         begin = time.perf_counter()
-        what = await _read(_stream_plan, request, self._catalog)
-        if blocked := await self._blocked(request.request):
-            raise PromptBlocked([f"request.{field}" for field in blocked])
         with self._admission.permit():
-            admitted = time.perf_counter()
+            what = await self._stream_plan(request)
+            drawing = time.perf_counter()
             accepted = pb.Accepted(request_id=request_id.get(), effective=effective(what), notices=what.notices)
             yield pb.GenerateStreamResponse(accepted=accepted)
             async with aclosing(generate(what, self._run)) as events:
                 async for event in events:
-                    yield _stream_event(what, event, begin, admitted)
+                    yield _stream_event(what, event, begin, drawing)
 
     async def GenerateBatch(
         self, requests: AsyncIterator[pb.GenerateBatchRequest], context: Context
@@ -95,7 +104,7 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
         nearest = nearest_supported(wanted, self._catalog)
         size = None if nearest is None else pb.Size(width=nearest.width, height=nearest.height)
         try:
-            what = await self._plan(wanted)
+            what = await self.check(wanted)
         except (InvalidRequest, PromptBlocked) as refused:
             violations = [
                 *(refused.violations if isinstance(refused, InvalidRequest) else ()),
@@ -114,14 +123,35 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
         )
 
     async def _plan(self, request: pb.GenerateRequest) -> Plan:
-        what = await _read(plan, request, self._catalog)
+        what = await self._reader.plan(request)
         if blocked := await self._blocked(request):
             raise PromptBlocked(blocked)
+        return what
+
+    async def _stream_plan(self, request: pb.GenerateStreamRequest) -> Plan:
+        wrong: tuple[Violation, ...] = ()
+        if request.preview_interval != 0:
+            given = f"{request.preview_interval} is not 0"
+            why = f"{given}: previews are not available in this version; leave it out"
+            wrong = (Violation("preview_interval", why),)
+        try:
+            what = await self._plan(request.request)
+        except InvalidRequest as invalid:
+            nested = (Violation(f"request.{v.field}", v.description) for v in invalid.violations)
+            raise InvalidRequest((*nested, *wrong)) from None
+        except PromptBlocked as blocked:
+            raise PromptBlocked([f"request.{field}" for field in blocked.fields]) from None
+        if wrong:
+            raise InvalidRequest(wrong)
         return what
 
     async def _blocked(self, request: pb.GenerateRequest) -> list[str]:
         """The fields whose text the prompt filter refuses."""
         return [field for field, text in positive_texts(request).items() if await self._prompt_filter(text)]
+
+    def close(self) -> None:
+        """No further request is read."""
+        self._reader.close()
 
 
 def effective(what: Plan) -> pb.EffectiveParameters:
@@ -152,30 +182,8 @@ def effective(what: Plan) -> pb.EffectiveParameters:
     )
 
 
-async def _read(reader: Callable[[Message, Catalog], Plan], request: Message, catalog: Catalog) -> Plan:
-    """A request's plan: pictures and long texts are read in a thread, where nobody's steps wait for them."""
-    if request.ByteSize() <= SHORT_BYTES:
-        return reader(request, catalog)
-    return await asyncio.to_thread(reader, request, catalog)
-
-
-def _stream_plan(request: pb.GenerateStreamRequest, catalog: Catalog) -> Plan:
-    wrong: Sequence[Violation] = ()
-    if request.preview_interval != 0:
-        given = f"{request.preview_interval} is not 0"
-        wrong = (Violation("preview_interval", f"{given}: previews are not available in this version; leave it out"),)
-    try:
-        what = plan(request.request, catalog)
-    except InvalidRequest as invalid:
-        nested = (Violation(f"request.{v.field}", v.description) for v in invalid.violations)
-        raise InvalidRequest((*nested, *wrong)) from None
-    if wrong:
-        raise InvalidRequest(tuple(wrong))
-    return what
-
-
 def _stream_event(
-    what: Plan, event: Evaluated | Picture | Finished, begin: float, admitted: float
+    what: Plan, event: Evaluated | Picture | Finished, begin: float, drawing: float
 ) -> pb.GenerateStreamResponse:
     match event:
         case Evaluated():
@@ -184,7 +192,7 @@ def _stream_event(
         case Picture():
             return pb.GenerateStreamResponse(image=_image(what, event))
         case Finished():
-            return pb.GenerateStreamResponse(summary=pb.Summary(timings=_timings(event.milliseconds, begin, admitted)))
+            return pb.GenerateStreamResponse(summary=pb.Summary(timings=_timings(event.milliseconds, begin, drawing)))
 
 
 def _image(what: Plan, picture: Picture) -> pb.Image:
@@ -211,10 +219,10 @@ def _safety(verdict: Verdict) -> tuple[pb.SafetyCheck, float | None]:
             return pb.SAFETY_CHECK_REMOVED, score
 
 
-def _timings(milliseconds: dict[str, float], begin: float, admitted: float) -> pb.Timings:
-    """Of a call that came at `begin`, was `admitted` (both by `perf_counter`), and is over."""
+def _timings(milliseconds: dict[str, float], begin: float, drawing: float) -> pb.Timings:
+    """Of a call that came at `begin`, was read and let in by `drawing` (both by `perf_counter`), and is over."""
     return pb.Timings(
-        queue_ms=(admitted - begin) * 1e3,
+        queue_ms=(drawing - begin) * 1e3,
         conditioning_ms=milliseconds["conditioning"],
         denoising_ms=milliseconds["denoising"],
         decoding_ms=milliseconds["decoding"],

@@ -51,3 +51,4 @@ async def served(catalog: Catalog, fake_engines: FakeEngines) -> AsyncIterator[S
         stub = image_pb2_grpc.ImageServiceStub(channel)
         yield Served(stub, fake_engines, scheduler, admission, catalog["sd15"].specs[2])
     await server.stop(None)
+    service.close()

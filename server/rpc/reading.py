@@ -1,0 +1,40 @@
+"""Requests to plans while others' steps go on: what takes long is read in threads, and of what takes much memory little
+at a time. Knows no admission: whoever asks bounds how many wait here.
+"""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+from mediagen.v1 import image_pb2 as pb
+
+from server.catalog import Catalog
+from server.plan import Plan
+from server.request import plan
+
+SHORT_BYTES = 4096  # of a request that is read in a few milliseconds
+AT_A_TIME = 2  # requests with pictures: each takes up to 0.9 GiB for the largest files, whatever these weigh
+
+
+class Reader:
+    """Two threads of its own: what else runs in threads (files written, pictures put together) does not wait behind."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._pictures = ThreadPoolExecutor(AT_A_TIME, "pictures")
+
+    async def plan(self, request: pb.GenerateRequest) -> Plan:
+        """Raises `InvalidRequest`. Who is cancelled while waiting is not read; reading that has begun is finished."""
+        if carries_pictures(request):
+            return await asyncio.get_running_loop().run_in_executor(self._pictures, plan, request, self._catalog)
+        if request.ByteSize() <= SHORT_BYTES:
+            return plan(request, self._catalog)
+        return await asyncio.to_thread(plan, request, self._catalog)
+
+    def close(self) -> None:
+        """Nothing more is begun."""
+        self._pictures.shutdown(wait=False, cancel_futures=True)
+
+
+def carries_pictures(request: pb.GenerateRequest) -> bool:
+    """A file of 2 KB may hold 48 megapixels: how large a request is says nothing."""
+    return bool(request.init_image or request.mask_image)
