@@ -18,7 +18,8 @@ ARROWS: Mapping[str, frozenset[str]] = {
         "server.__main__": "server.app server.engines server.settings",
         "server.settings": "",
         "server.rpc": "server.admission server.canvas server.catalog server.engines server.explain server.families "
-        "server.pipeline server.plan server.prompt_filter server.prompts server.request server.safety",
+        "server.pipeline server.plan server.prompt_filter server.prompts server.request server.safety "
+        "server.violations",
         "server.explain": "server.engines server.meter server.plan",
         "server.prompt_filter": "",
         "server.http": "server.prompts server.rpc",
@@ -26,8 +27,13 @@ ARROWS: Mapping[str, frozenset[str]] = {
         "server.pipeline": "server.beginning server.canvas server.denoising server.families server.plan server.safety",
         "server.denoising": "server.beginning server.families server.levels server.noise server.plan server.samplers",
         "server.beginning": "server.canvas server.families server.levels server.noise server.plan",
-        "server.request": "server.canvas server.catalog server.engines server.families server.images server.pictures "
-        "server.plan server.prompts server.samplers server.wording",
+        "server.request": "server.bounds server.canvas server.catalog server.engines server.families server.fields "
+        "server.images server.pictures server.plan server.prompts server.samplers server.sizes server.violations "
+        "server.wording",
+        "server.fields": "server.violations",
+        "server.bounds": "",
+        "server.sizes": "server.families",
+        "server.violations": "",
         "server.wording": "server.families server.prompts server.tokenizer",
         "server.plan": "server.canvas server.catalog server.families server.pictures server.samplers server.tokenizer",
         "server.canvas": "server.engines",

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from dataclasses import fields, replace
 from io import BytesIO
 from typing import Any
@@ -18,18 +19,24 @@ from server.catalog import Catalog
 from server.engines.port import Array
 from server.families.base import Size
 from server.families.sd15 import FAMILY
+from server.fields import DEPENDS_ON
 from server.pipeline import parameters
 from server.plan import Plan
 from server.prompts.weights import parse
-from server.request import InvalidRequest, nearest_size, plan
+from server.request import plan
+from server.sizes import nearest_size
+from server.violations import InvalidRequest
 
 SEED = 7
 
 
 def violations_of(request: pb.GenerateRequest, catalog: Catalog) -> dict[str, str]:
+    """By field, of which each has one."""
     with pytest.raises(InvalidRequest) as refused:
         plan(request, catalog)
-    return {violation.field: violation.description for violation in refused.value.violations}
+    found = {violation.field: violation.description for violation in refused.value.violations}
+    assert len(found) == len(refused.value.violations)
+    return found
 
 
 def test_an_empty_request_lacks_an_engine_and_a_prompt(catalog: Catalog) -> None:
@@ -101,6 +108,19 @@ def test_what_an_engine_refuses_are_fields(catalog: Catalog, sdxl_catalog: Catal
     assert all(engine.refuses <= fields for engine in (*catalog.values(), *sdxl_catalog.values()))
 
 
+def test_of_one_field_one_thing_is_told(catalog: Catalog, request_message: pb.GenerateRequest) -> None:
+    request_message.inpaint_full_res_padding, request_message.strength = -1, math.nan
+    found = violations_of(request_message, catalog)
+    assert found.keys() == {"inpaint_full_res_padding", "strength"}
+
+
+def test_a_name_is_repeated_up_to_its_hundredth_character(catalog: Catalog) -> None:
+    for name in ("x" * 5000, "\0" * 5000, "\U0010ffff" * 100):
+        request = pb.GenerateRequest(engine=name, prompt="x")
+        assert len(violations_of(request, catalog)["engine"]) < 200
+    assert "no engine 'sd16'; " in violations_of(pb.GenerateRequest(engine="sd16", prompt="x"), catalog)["engine"]
+
+
 def test_an_unknown_engine_hides_nothing_else(catalog: Catalog) -> None:
     wrong = pb.GenerateRequest(engine="sd16", prompt="x", steps=0, vae="x", loras={"neon": 1.0}, prompt_2="x")
     assert violations_of(wrong, catalog).keys() == {"engine", "steps", "vae", "loras"}  # some engine has a prompt_2
@@ -143,14 +163,51 @@ def test_a_list_of_seeds_is_filled_up_at_random(catalog: Catalog, request_messag
     assert (first[1], first[3]) != (second[1], second[3])
 
 
-def test_more_seeds_than_pictures_and_both_kinds_of_seed_are_refused(
+def test_more_seeds_than_pictures_are_refused_as_are_both_kinds_of_seed(
     catalog: Catalog, request_message: pb.GenerateRequest
 ) -> None:
-    request_message.seed = SEED
-    request_message.seeds.extend((pb.Seed(value=1), pb.Seed(value=2)))
-    with pytest.raises(InvalidRequest) as refused:
-        plan(request_message, catalog)
-    assert [violation.field for violation in refused.value.violations] == ["seeds", "seeds"]
+    request_message.seeds.extend((pb.Seed(value=-1), pb.Seed(value=2)))
+    assert violations_of(request_message, catalog) == {"seeds": "2 seeds for 1 pictures; give at most one each"}
+    request_message.seed, request_message.num_images = SEED, 2
+    assert violations_of(request_message, catalog) == {
+        "seeds": "give either seed or seeds, not both",
+        "seeds[0]": "-1 is not in 0..4294967295",
+    }
+
+
+def test_a_wrong_number_of_pictures_makes_no_list_of_seeds_wrong(
+    catalog: Catalog, request_message: pb.GenerateRequest
+) -> None:
+    request_message.seeds.extend(pb.Seed(value=i) for i in range(16))
+    for wrong in (0, 17, -(2**31)):
+        request_message.num_images = wrong
+        assert violations_of(request_message, catalog).keys() == {"num_images"}
+
+
+MANY = 500_000
+
+
+def test_a_list_far_too_long_is_refused_at_a_glance(catalog: Catalog) -> None:
+    request = pb.GenerateRequest(engine="sd15", prompt="a red house")
+    request.MergeFromString(b"\x62\x0b\x08\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01" * MANY)  # a Seed of -1 each
+    assert len(request.seeds) == MANY
+    assert request.seeds[MANY - 1].value == -1
+    begin = time.process_time()
+    assert violations_of(request, catalog) == {"seeds": "500000 seeds for 1 pictures; give at most one each"}
+    assert time.process_time() - begin < 0.2
+
+
+@pytest.mark.parametrize("engine", ["sd15", "sd3", "sdxl"])
+def test_maps_that_are_not_served_are_not_looked_into(catalog: Catalog, engine: str) -> None:
+    request = pb.GenerateRequest(engine=engine, prompt="a red house")
+    for i in range(100_000):
+        request.loras[str(i)] = math.nan
+        request.textual_inversions[str(i)] = str(i)
+    for i in range(10_000):
+        request.transfer_images[str(i)].images.extend([b"x"] * 10)
+    begin = time.process_time()
+    assert violations_of(request, catalog).keys() == {"loras", "textual_inversions", "transfer_images"}
+    assert time.process_time() - begin < 0.2
 
 
 def test_what_an_overlong_prompt_loses_is_told(catalog: Catalog, request_message: pb.GenerateRequest) -> None:
@@ -194,6 +251,56 @@ def test_a_value_that_asks_for_nothing_is_allowed_everywhere(
 ) -> None:
     setattr(request_message, field, value)
     assert isinstance(plan(request_message, catalog), Plan)
+
+
+NOT_NOTHING: list[tuple[str, Any]] = [  # though some equal `False`
+    ("clip_skip", 0),
+    ("controlnet_early_stop", 0.0),
+    ("controlnet_conditioning_scale", 0.0),
+    ("ip_adapter_scale", 0.0),
+]
+
+
+@pytest.mark.parametrize("engine", ["sd15", "sd3", "sdxl", "ssd"])
+@pytest.mark.parametrize(("field", "value"), NOT_NOTHING)
+def test_a_number_that_is_not_the_default_asks_for_something_on_every_engine(
+    catalog: Catalog, engine: str, field: str, value: Any
+) -> None:
+    request = pb.GenerateRequest(engine=engine, prompt="a red house")
+    setattr(request, field, value)
+    assert violations_of(request, catalog).keys() == {field}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.81, math.nan])
+def test_a_share_of_the_refiner_needs_the_refiner(sdxl_catalog: Catalog, share: float) -> None:
+    request = pb.GenerateRequest(engine="sdxl", prompt="a red house", high_noise_frac=share, use_refiner=False)
+    assert "without use_refiner" in violations_of(request, sdxl_catalog)["high_noise_frac"]
+    for nothing in (0.8, 1.0):
+        request.high_noise_frac = nothing
+        assert plan(request, sdxl_catalog).high_noise_frac == 1.0
+
+
+@pytest.mark.parametrize("field", ["negative_prompt", "negative_prompt_2"])
+def test_a_negative_prompt_without_guidance_is_told_to_have_no_part(sdxl_catalog: Catalog, field: str) -> None:
+    request = pb.GenerateRequest(engine="sdxl", prompt="a red house", cfg_scale=1.0)
+    setattr(request, field, "a tree")
+    assert plan(request, sdxl_catalog).notices == (
+        f"{field} was not used: it has no part at a cfg_scale of 1 or below",
+    )
+    request.cfg_scale = 1.1
+    assert plan(request, sdxl_catalog).notices == ()
+    request.cfg_scale = 1.0
+    setattr(request, field, "")
+    assert plan(request, sdxl_catalog).notices == ()
+
+
+def test_fields_that_need_another_depend_on_it_and_only_fields_do() -> None:
+    fields = set(pb.GenerateRequest.DESCRIPTOR.fields_by_name)
+    assert all(field in fields and needed <= fields - {field} for field, needed in DEPENDS_ON.items())
+    assert DEPENDS_ON["seeds"] >= {"num_images"}
+    assert DEPENDS_ON["height"] == {"engine", "width"}
+    assert DEPENDS_ON["inpaint_full_res_padding"] == {"inpaint_full_res"}
+    assert DEPENDS_ON["mask_image"] == {"init_image"}
 
 
 CHANGES: dict[str, Any] = {
@@ -240,8 +347,12 @@ def _change(request: pb.GenerateRequest, field: FieldDescriptor) -> None:
 
 
 # Their no-op is the only value that means anything without an adapter or a refiner: True is the documented default.
-ALWAYS_NO_OPS = {"sd15": {"use_refiner", "controlnet_preprocess"}, "sdxl": {"controlnet_preprocess"}}
-ALWAYS_NO_OPS["ssd"] = ALWAYS_NO_OPS["sd15"]
+ALWAYS_NO_OPS = {
+    "sd15": {"use_refiner", "controlnet_preprocess"},
+    "sdxl": {"controlnet_preprocess"},
+    "ssd": {"use_refiner", "controlnet_preprocess"},
+    "sd3": {"use_refiner", "controlnet_preprocess"},
+}
 
 
 @pytest.mark.parametrize("engine", ALWAYS_NO_OPS)

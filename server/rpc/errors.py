@@ -1,11 +1,11 @@
-"""One table of faults to status codes. The interceptor is its only caller.
+"""One table of faults to status codes, for both interfaces; and how gRPC's trailers carry a fault.
 
 Details follow google.rpc: BadRequest for what the caller must change, RetryInfo where the same call may work later,
 ErrorInfo with a stable reason for programs. A fault that is not in the table is INTERNAL, and a bug.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -15,9 +15,14 @@ from google.rpc import error_details_pb2, status_pb2
 from server.admission import Overloaded
 from server.engines.port import EngineNoRoom, EngineOverloaded, EngineTimeout, EngineUnavailable
 from server.prompt_filter import REFUSAL, PromptBlocked
-from server.request import InvalidRequest
+from server.rpc.room import cut, fitted, sent_bytes, summed_up
+from server.violations import InvalidRequest
 
 DOMAIN = "mediagen"
+# Trailers are metadata, of which clients take 8 KiB in all. The message is there twice, since the details repeat it,
+# and the details are in base64: 600 + (600 + 3600 + 200) * 4 / 3 bytes, beside a request id of up to 128.
+MESSAGE_BYTES = 600  # as sent
+VIOLATIONS_BYTES = 3600
 
 
 class NotBuilt(Exception):
@@ -35,7 +40,12 @@ class Fault:
 
 
 def fault_of(error: Exception) -> Fault | None:
-    """The fault an exception stands for; None for a bug of ours."""
+    """The fault an exception stands for; None for a bug of ours. Its message is short, its details are whole."""
+    fault = _fault_of(error)
+    return None if fault is None else replace(fault, message=cut(fault.message, MESSAGE_BYTES, sent_bytes))
+
+
+def _fault_of(error: Exception) -> Fault | None:
     match error:
         case InvalidRequest():
             violations = [
@@ -43,7 +53,8 @@ def fault_of(error: Exception) -> Fault | None:
                 for v in error.violations
             ]
             bad_request = error_details_pb2.BadRequest(field_violations=violations)
-            return Fault(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", str(error), (bad_request,))
+            message = summed_up([f"{v.field}: {v.description}" for v in error.violations], MESSAGE_BYTES)
+            return Fault(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", message, (bad_request,))
         case PromptBlocked():
             refusals = [
                 error_details_pb2.BadRequest.FieldViolation(field=field, description=REFUSAL) for field in error.fields
@@ -71,11 +82,12 @@ def fault_of(error: Exception) -> Fault | None:
 
 
 def trailers(fault: Fault) -> Sequence[tuple[str, bytes]]:
-    """The trailing metadata that carries a fault's details."""
+    """The trailing metadata that carries a fault's details, less of them where there is too much to tell."""
     info = error_details_pb2.ErrorInfo(reason=fault.reason, domain=DOMAIN)
     status = status_pb2.Status(code=fault.code.value[0], message=fault.message)
     for detail in (info, *fault.details):
-        status.details.add().Pack(detail)
+        whole = not isinstance(detail, error_details_pb2.BadRequest)
+        status.details.add().Pack(detail if whole else fitted(detail, VIOLATIONS_BYTES))
     return (("grpc-status-details-bin", status.SerializeToString()),)
 
 

@@ -13,8 +13,8 @@ from typing import Any, NoReturn, TypeAlias
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from server.request import InvalidRequest, Violation
 from server.rpc.errors import Fault, fault_of, trailers
+from server.violations import InvalidRequest, Violation
 
 log = logging.getLogger(__name__)
 request_id: ContextVar[str] = ContextVar("request_id")

@@ -19,8 +19,9 @@ from server.families.base import Stage
 from server.families.sd3 import FAMILY, T5_TOKENS, Sd3Card, condition, text_encoders
 from server.levels import FlowScheduler
 from server.pipeline import Picture, generate, parameters
-from server.request import InvalidRequest, plan
+from server.request import plan
 from server.samplers.flow_match_euler import FLOW_MATCH_EULER
+from server.violations import InvalidRequest
 
 CARD = Sd3Card(
     name="sd3",

@@ -7,8 +7,9 @@ from server.catalog import Catalog
 from server.plan import Plan
 from server.prompts.styles import STYLES
 from server.prompts.weights import parse
-from server.request import InvalidRequest, plan
+from server.request import plan
 from server.rpc.image_service import effective
+from server.violations import InvalidRequest
 
 LONG = "a red house and a sailboat by the sea, " * 10  # two chunks
 OVERLONG = "a red house " * 75 + "and a lighthouse"
@@ -58,7 +59,7 @@ def test_brackets_weigh_within_a_style(sdxl_catalog: Catalog) -> None:
 
 
 def test_an_unknown_style_is_refused_with_the_nearest_names(sdxl_catalog: Catalog) -> None:
-    for given, meant in (("film noire", "the nearest are Film Noir"), ("qqqq", "ListEngines names all 78")):
+    for given, meant in (("film noire", "the nearest are Film Noir"), ("qqqq", "ListEngines and /openapi.json name all 78")):
         with pytest.raises(InvalidRequest) as refused:
             plan_of(sdxl_catalog, style_preset=given)
         (violation,) = refused.value.violations
@@ -76,8 +77,9 @@ def test_what_no_chunk_holds_is_told_once_for_all_that_read_it(sdxl_catalog: Cat
     assert plan_of(sdxl_catalog, prompt=LONG).notices == ()
 
 
-def test_a_negative_text_that_no_guidance_uses_loses_nothing(sdxl_catalog: Catalog) -> None:
-    assert plan_of(sdxl_catalog, negative_prompt=OVERLONG, cfg_scale=1.0).notices == ()
+def test_a_negative_text_that_no_guidance_uses_is_told_of_once(sdxl_catalog: Catalog) -> None:
+    (notice,) = plan_of(sdxl_catalog, negative_prompt=OVERLONG, cfg_scale=1.0).notices
+    assert "was not used" in notice
     assert len(plan_of(sdxl_catalog, negative_prompt=OVERLONG).notices) == 1
 
 

@@ -14,8 +14,8 @@ from server.engines.port import (
     EngineTimeout,
     EngineUnavailable,
 )
-from server.request import InvalidRequest, Violation
 from server.rpc.errors import NotBuilt, fault_of, trailers
+from server.violations import InvalidRequest, Violation
 
 Code = grpc.StatusCode
 

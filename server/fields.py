@@ -1,0 +1,86 @@
+"""What holds for a request's fields by name: defaults, which are served, what asks for nothing, what needs what.
+
+Values are compared with what asks for nothing and not read otherwise: that is `request.py`'s.
+"""
+
+from collections.abc import Iterator, Mapping, Set
+
+from mediagen.v1 import image_pb2 as pb
+
+from server.violations import Violation
+
+DEFAULTS: Mapping[str, float] = {
+    "cfg_scale": 12.0,
+    "steps": 30,
+    "num_images": 1,
+    "strength": 0.8,
+    "inpaint_full_res_padding": 32,
+    "high_noise_frac": 0.8,
+    "use_refiner": True,
+}
+_LATER = frozenset(  # what this version does not do yet on any engine
+    name
+    for name in pb.GenerateRequest.DESCRIPTOR.fields_by_name
+    if name.startswith(("controlnet", "ip_adapter"))
+    or name in {"checkpoint", "vae", "loras", "textual_inversions", "transfer_images"}
+)
+_NEEDS: Mapping[str, str] = {  # a field that asks for work on what another one gives
+    "strength": "init_image",
+    "mask_image": "init_image",
+    "outpainting": "mask_image",
+    "inpaint_full_res": "mask_image",
+    "inpaint_full_res_padding": "inpaint_full_res",
+    "high_noise_frac": "use_refiner",
+}
+# Fields whose judgement rests on others as well: where one of those was left out for being wrong, what is said of them
+# may be wrong, too.
+DEPENDS_ON: Mapping[str, frozenset[str]] = {
+    "width": frozenset({"engine", "height"}),
+    "height": frozenset({"engine", "width"}),
+    "seeds": frozenset({"num_images", "seed"}),
+    "steps": frozenset({"engine", "sampler"}),
+    "sampler": frozenset({"engine"}),
+    "clip_skip": frozenset({"engine"}),
+    "style_preset": frozenset({"engine"}),
+    **{field: frozenset({needed}) for field, needed in _NEEDS.items()},
+}
+# Fields that are not served, or not by the engine, or that need another one, may be sent with the value that asks for
+# nothing.
+_NO_OPS: Mapping[str, tuple[object, ...]] = {
+    "sampler": (pb.SAMPLER_DDIM,),  # where there is no choice
+    "strength": (DEFAULTS["strength"],),
+    "inpaint_full_res_padding": (DEFAULTS["inpaint_full_res_padding"],),
+    "controlnet_preprocess": (True, False),
+    "controlnet_conditioning_scale": (1.0,),
+    "high_noise_frac": (DEFAULTS["high_noise_frac"], 1.0),  # 1 is without a refiner
+    "use_refiner": (True, False),
+    "ip_adapter_method": (pb.IP_ADAPTER_METHOD_FULL,),
+    "ip_adapter_mode": (pb.IP_ADAPTER_MODE_BASE,),
+    "ip_adapter_scale": (1.0,),
+}
+
+
+def unserved(given: Mapping[str, object], refused: Set[str], engine: str) -> Iterator[Violation]:
+    """Fields that ask for what the engine does not have, or for what this version does not do on any. `given` has what
+    the caller sent, by field, `refused` the fields that the engine does not have."""
+    for field, value in given.items():
+        if field not in refused | _LATER or _asks_nothing(field, value):
+            continue
+        why = f"{engine} does not have it" if field in refused else "not available in this version"
+        yield Violation(field, f"{why}; leave it out")
+
+
+def unmet(given: Mapping[str, object], refused: Set[str]) -> Iterator[Violation]:
+    """Fields that ask for work on something that the request does not have."""
+    for field, value in given.items():
+        needed = _NEEDS.get(field)
+        if needed is None or field in refused or _asks_nothing(field, value):
+            continue
+        if given.get(needed, DEFAULTS.get(needed, False)) is False:
+            yield Violation(field, f"without {needed} there is nothing for it to do; send {needed}, or leave it out")
+
+
+def _asks_nothing(field: str, value: object) -> bool:
+    """0 is no `False`: it is a number, and asks for nothing only where it is the default. Lists and maps are not looked
+    into."""
+    return any(type(value) is type(nothing) and value == nothing for nothing in _NO_OPS.get(field, (False, "", b"")))
