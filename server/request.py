@@ -124,7 +124,8 @@ def _style(request: pb.GenerateRequest, engine: Engine | None) -> Iterator[Viola
         return
     likest = nearest(name)
     meant = f"the nearest are {', '.join(likest)}; " if likest else ""
-    yield Violation("style_preset", f"no style {quoted(name)}; {meant}ListEngines and /openapi.json name all {len(STYLES)}")
+    where = f"ListEngines and /openapi.json name all {len(STYLES)}"
+    yield Violation("style_preset", f"no style {quoted(name)}; {meant}{where}")
 
 
 def _wording(request: pb.GenerateRequest) -> Wording:

@@ -98,9 +98,9 @@ class Facade:
             await self._service.check(translated.message)
         except Exception as error:
             fault = fault_of(error)
-            if fault is None or not (more := wrongs_of(fault)):
+            if fault is None:
                 raise
-            return [*translated.wrongs, *(wrong for wrong in more if not told.intersection(wrong.where[:1]))]
+            return [*translated.wrongs, *wrongs_of(fault, told)]
         return list(translated.wrongs)
 
     async def _work(self, message: pb.GenerateRequest) -> Answer:

@@ -5,12 +5,13 @@ import json
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from google.rpc import error_details_pb2
 from mediagen.v1 import image_pb2 as pb
 
+from server.fields import DEPENDS_ON
 from server.rpc.errors import Fault, fault_of
 from server.rpc.interceptor import request_id
 
@@ -98,20 +99,24 @@ def of_error(error: Exception) -> Answer:
             500, f"a bug in the service; its log has the cause under request id {request_id.get()}", "BUG"
         )
     if fault.code.name == "INVALID_ARGUMENT" and fault.reason != BLOCKED:
-        return of_wrongs(wrongs_of(fault))
+        return of_wrongs(wrongs_of(fault) or [Wrong((), fault.message, "value_error")])
     status = 400 if fault.reason == BLOCKED else _STATUSES.get(fault.code.name, 500)
     return of_message(status, fault.message, fault.reason, _retry_seconds(fault))
 
 
-def wrongs_of(fault: Fault) -> list[Wrong]:
-    """The violations of an invalid request, in the words of JSON."""
+def wrongs_of(fault: Fault, told: Set[str | int] = frozenset()) -> list[Wrong]:
+    """The violations of an invalid request, in the words of JSON.
+
+    Keys that are `told` to be wrong already were not in it: they are not told again, nor is what is judged by them.
+    """
     violations = [
         Wrong(_where(violation.field), violation.description, "value_error")
         for detail in fault.details
         if isinstance(detail, error_details_pb2.BadRequest)
         for violation in detail.field_violations
+        if told.isdisjoint(DEPENDS_ON.get(violation.field, frozenset()))
     ]
-    return violations or [Wrong((), fault.message, "value_error")]
+    return [violation for violation in violations if violation.where[0] not in told]
 
 
 def of_pictures(reply: pb.GenerateResponse) -> Answer:

@@ -1,6 +1,6 @@
 """A body becomes a message, and a list of what could not become part of it. Pure: bytes in, values out."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from mediagen.v1 import image_pb2 as pb
@@ -13,8 +13,6 @@ from server.http.replies import Wrong
 from server.http.values import SEED_KINDS
 
 _NOT_IN_THE_PROTO = frozenset({"log_prompt"})
-_PICTURES = frozenset({"init_image", "mask_image", "controlnet_image", "ip_adapter_image", "ip_adapter_mask_image"})
-_UNREADABLE = b"?"  # stands for a picture that was given and is wrong, so that what belongs to it is not blamed
 _ENUMS = {
     "sampler": "SAMPLER_",
     "image_encoding": "IMAGE_ENCODING_",
@@ -55,10 +53,7 @@ def translate(body: bytes | bytearray, engine: str, demands: Demands) -> Transla
         bad = {wrong.where[0] for wrong in wrongs}
         model = ImageGenerationRequest.model_validate({key: value for key, value in values.items() if key not in bad})
     message = _message(model, engine)
-    for wrong in wrongs:
-        if wrong.where[0] in _PICTURES:
-            setattr(message, str(wrong.where[0]), _UNREADABLE)
-    wrongs += _unmet(message, demands)
+    wrongs += _unmet(message, demands, {wrong.where[0] for wrong in wrongs})
     return Translated(message, wrongs)
 
 
@@ -102,10 +97,10 @@ def _message(model: ImageGenerationRequest, engine: str) -> pb.GenerateRequest:
     return message
 
 
-def _unmet(message: pb.GenerateRequest, demands: Demands) -> Sequence[Wrong]:
+def _unmet(message: pb.GenerateRequest, demands: Demands, told: Set[str | int]) -> Sequence[Wrong]:
     missing = [
         Wrong((name,), "required on this route", "missing")
-        for name in sorted(demands.required)
+        for name in sorted(demands.required - told)
         if not getattr(message, name)
     ]
     refused = [

@@ -21,7 +21,8 @@ from server.http.app import ROUTES
 from server.http.body import NotJson
 from server.http.models import ImageGenerationRequest
 from server.http.translate import NO_DEMANDS, translate
-from server.request import InvalidRequest, plan
+from server.request import plan
+from server.violations import InvalidRequest
 
 OLD = json.loads((Path(__file__).parent / "old_api.json").read_text())
 OLD_REQUEST = OLD["components"]["schemas"]["ImageGenerationRequest"]
@@ -82,6 +83,13 @@ async def test_the_seven_routes_are_in_the_document_with_one_request_schema(serv
         assert {"200", "202", "400", "404", "413", "415", "422", "429", "500", "503", "504"} <= (
             paths[route.path]["post"]["responses"].keys()
         )
+
+
+def test_where_a_wrong_style_is_sent_to_look_all_of_them_stand(ours: dict[str, Any], catalog: Catalog) -> None:
+    with pytest.raises(InvalidRequest, match=r"openapi\.json name all 78"):
+        plan(translate(b'{"prompt": "x", "style_preset": "qqqq"}', "sdxl", NO_DEMANDS).message, catalog)
+    style = ours["components"]["schemas"]["ImageGenerationRequest"]["properties"]["style_preset"]
+    assert len(next(kind["enum"] for kind in style["anyOf"] if "enum" in kind)) == 78
 
 
 def test_the_examples_of_the_document_fit_it(ours: dict[str, Any], allowed: Draft202012Validator) -> None:

@@ -112,6 +112,28 @@ async def test_a_mask_is_not_blamed_for_a_picture_that_cannot_be_read(served: Se
     assert found.keys() == {"body.init_image"}
 
 
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({"num_images": "3", "seed": [1, 2, 3]}, {"num_images"}),
+        ({"num_images": "3", "seed": [2**32]}, {"num_images", "seed.0"}),
+        ({"seed": [1, "x", -1]}, {"seed.1"}),
+        ({"width": "1216", "height": 832}, {"width"}),
+        ({"width": 384, "height": "832"}, {"height"}),
+        ({"width": 384, "height": "832", "cfg_scale": 0}, {"height", "cfg_scale"}),
+        ({"inpaint_full_res": 1, "inpaint_full_res_padding": 8}, {"inpaint_full_res"}),
+        ({"init_image": "@", "strength": 0.5, "mask_image": "", "steps": 0}, {"init_image", "steps"}),
+        ({"mask_image": "@", "outpainting": True, "init_image": ""}, {"mask_image"}),
+        ({"sampler": "LCN", "steps": 60}, {"sampler"}),
+    ],
+)
+async def test_what_is_judged_by_a_value_of_another_kind_is_not_blamed(
+    served: Served, body: dict[str, object], told: set[str]
+) -> None:
+    found = wrongs(await post(served, {"prompt": "a red house", "steps": 1} | body))
+    assert found.keys() == {f"body.{key}" for key in told}
+
+
 async def test_without_a_prompt_that_is_what_is_said(served: Served) -> None:
     for body in ({}, {"prompt": None}, {"prompt": ""}):
         assert wrongs(await post(served, body)).keys() == {"body.prompt"}
@@ -176,6 +198,10 @@ async def test_what_a_route_asks_for_is_missed_and_what_it_does_not_have_refused
     assert demanding.keys() == {"/generate/controlnet-sd15", "/generate/controlnet-sdxl", "/generate/ip-adapter-sdxl"}
     found = wrongs(await served.http.post("/generate/controlnet-sd15", json=SHORT | {"controlnet": "canny"}))
     assert found["body.controlnet_image"] == "required on this route"
+    body = SHORT | {"controlnet": 5, "controlnet_image": "@"}
+    detail = (await served.http.post("/generate/controlnet-sd15", json=body)).json()["detail"]
+    assert [wrong["loc"][1] for wrong in detail] == ["controlnet", "controlnet_image"]
+    assert {wrong["type"] for wrong in detail} == {"string_type", "base64"}
 
 
 async def test_an_engine_that_the_deployment_lacks_is_404(served: Served) -> None:
