@@ -17,21 +17,9 @@ from server.rpc.interceptor import request_id
 
 log = logging.getLogger(__name__)
 
-BLOCKED = "PROMPT_BLOCKED"
+UNPROCESSABLE = 422  # the status whose body lists what is wrong
 MAX_KEY = 100  # characters of a key that are repeated
 MAX_WRONGS = 100  # that one reply tells
-_STATUSES: Mapping[str, int] = {  # of gRPC's codes
-    "INVALID_ARGUMENT": 422,
-    "UNAUTHENTICATED": 401,
-    "PERMISSION_DENIED": 403,
-    "NOT_FOUND": 404,
-    "ALREADY_EXISTS": 409,
-    "FAILED_PRECONDITION": 409,
-    "RESOURCE_EXHAUSTED": 429,
-    "UNIMPLEMENTED": 501,
-    "UNAVAILABLE": 503,
-    "DEADLINE_EXCEEDED": 504,
-}
 _PATH = re.compile(r"(\w+)(?:\[(.+)\])?")  # of a field in a violation: "steps", "seeds[3]", "loras[name]"
 # JSON has one key where the proto has two fields.
 _KEYS: Mapping[str, str] = {"seeds": "seed"}
@@ -87,7 +75,7 @@ def of_wrongs(wrongs: Sequence[Wrong]) -> Answer:
     if len(told) < len(wrongs):
         told.append(Wrong((), f"and {len(wrongs) - len(told):,} more mistakes, not told one by one", "and_more"))
     detail = [{"loc": ["body", *map(_printable, w.where)], "msg": w.message, "type": w.kind} for w in told]
-    return of_json(422, {"detail": detail})
+    return of_json(UNPROCESSABLE, {"detail": detail})
 
 
 def of_error(error: Exception) -> Answer:
@@ -98,10 +86,9 @@ def of_error(error: Exception) -> Answer:
         return of_message(
             500, f"a bug in the service; its log has the cause under request id {request_id.get()}", "BUG"
         )
-    if fault.code.name == "INVALID_ARGUMENT" and fault.reason != BLOCKED:
+    if fault.http == UNPROCESSABLE:
         return of_wrongs(wrongs_of(fault) or [Wrong((), fault.message, "value_error")])
-    status = 400 if fault.reason == BLOCKED else _STATUSES.get(fault.code.name, 500)
-    return of_message(status, fault.message, fault.reason, _retry_seconds(fault))
+    return of_message(fault.http, fault.message, fault.reason, _retry_seconds(fault))
 
 
 def wrongs_of(fault: Fault, told: Set[str | int] = frozenset()) -> list[Wrong]:

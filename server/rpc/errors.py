@@ -34,6 +34,7 @@ class Fault:
     """How a fault is told to a caller."""
 
     code: grpc.StatusCode
+    http: int  # status
     reason: str  # stable, for programs
     message: str  # for people
     details: tuple[Message, ...] = ()
@@ -54,29 +55,31 @@ def _fault_of(error: Exception) -> Fault | None:
             ]
             bad_request = error_details_pb2.BadRequest(field_violations=violations)
             message = summed_up([f"{v.field}: {v.description}" for v in error.violations], MESSAGE_BYTES)
-            return Fault(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", message, (bad_request,))
+            return Fault(grpc.StatusCode.INVALID_ARGUMENT, 422, "INVALID_REQUEST", message, (bad_request,))
         case PromptBlocked():
             refusals = [
                 error_details_pb2.BadRequest.FieldViolation(field=field, description=REFUSAL) for field in error.fields
             ]
             bad_request = error_details_pb2.BadRequest(field_violations=refusals)
-            return Fault(grpc.StatusCode.INVALID_ARGUMENT, "PROMPT_BLOCKED", str(error), (bad_request,))
+            return Fault(grpc.StatusCode.INVALID_ARGUMENT, 400, "PROMPT_BLOCKED", str(error), (bad_request,))
         case Overloaded():
-            return Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", str(error), (_retry(error.retry_seconds),))
+            return Fault(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, 429, "OVERLOADED", str(error), (_retry(error.retry_seconds),)
+            )
         case EngineOverloaded():
-            return Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "ENGINE_OVERLOADED", str(error), (_retry(1.0),))
+            return Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, "ENGINE_OVERLOADED", str(error), (_retry(1.0),))
         case EngineNoRoom():
             details = (_retry(error.retry_seconds),)
-            return Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "ENGINE_MEMORY", str(error), details)
+            return Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, "ENGINE_MEMORY", str(error), details)
         case EngineUnavailable():
             details = (_retry(error.retry_seconds),)
-            return Fault(grpc.StatusCode.UNAVAILABLE, "ENGINE_UNAVAILABLE", str(error), details)
+            return Fault(grpc.StatusCode.UNAVAILABLE, 503, "ENGINE_UNAVAILABLE", str(error), details)
         case EngineTimeout():
-            return Fault(grpc.StatusCode.DEADLINE_EXCEEDED, "ENGINE_TIMEOUT", str(error))
+            return Fault(grpc.StatusCode.DEADLINE_EXCEEDED, 504, "ENGINE_TIMEOUT", str(error))
         case TimeoutError():
-            return Fault(grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "the call's deadline has passed")
+            return Fault(grpc.StatusCode.DEADLINE_EXCEEDED, 504, "DEADLINE_EXCEEDED", "the call's deadline has passed")
         case NotBuilt():
-            return Fault(grpc.StatusCode.UNIMPLEMENTED, "NOT_BUILT", str(error))
+            return Fault(grpc.StatusCode.UNIMPLEMENTED, 501, "NOT_BUILT", str(error))
         case _:
             return None
 

@@ -110,5 +110,5 @@ async def _abort(context: Context, error: Exception) -> NoReturn:
     if fault is None:
         log.error("request %s failed", request_id.get(), exc_info=error)
         message = f"a bug in the service; its log has the cause under request id {request_id.get()}"
-        fault = Fault(grpc.StatusCode.INTERNAL, "BUG", message)
+        fault = Fault(grpc.StatusCode.INTERNAL, 500, "BUG", message)
     await context.abort(fault.code, fault.message, (("x-request-id", request_id.get()), *trailers(fault)))
