@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial, wraps
 from typing import ParamSpec, TypeVar
 
+import numpy as np
 from fastapi import Request, Response
 from mediagen.v1 import image_pb2 as pb
 from starlette.types import Receive
@@ -25,10 +26,12 @@ from server.http.replies import (
     wrongs_of,
 )
 from server.http.translate import NO_DEMANDS, Demands, Translated, translate
+from server.plan import Plan
 from server.rpc.errors import fault_of
 from server.rpc.image_service import ImageService
 
 LARGE = 16 * 2**10  # bytes: reading or writing more takes a thread; the worst of this size takes milliseconds
+PLAN_BYTES = 64 * 2**10  # of a plan without pictures: its texts, as they were sent and as tokens
 READ_SECONDS = 60.0  # that a caller has for sending its body
 _GONE = Answer(499, b"")  # nobody reads it
 _STOPPING = of_message(503, "this service stops; send the request again", "STOPPING", retry_seconds=1.0)
@@ -85,11 +88,12 @@ class Facade:
             body.clear()
             if translated.wrongs:
                 return response(of_wrongs(await self._all_wrongs(translated)))
-            work = partial(self._work, translated.message)
             if request.headers.get("x-octoai-async", "0").strip() != "1":
-                return response(await _unless_gone(request.receive, work()))
-            await self._service.check(translated.message)  # what cannot be drawn is told now, not to who asks later
-            return self._submitted(request, self._jobs.submit(work, size))
+                work = self._work(partial(self._service.generate, translated.message))
+                return response(await _unless_gone(request.receive, work))
+            what = await self._service.check(translated.message)  # what cannot be drawn is told now, not who asks later
+            draw = partial(self._work, partial(self._service.draw, what))
+            return self._submitted(request, self._jobs.submit(draw, _held(what)))
 
     async def _all_wrongs(self, translated: Translated) -> list[Wrong]:
         """Of the body's form, and of the values that have the right one; a field is told once."""
@@ -103,9 +107,9 @@ class Facade:
             return [*translated.wrongs, *wrongs_of(fault, told)]
         return list(translated.wrongs)
 
-    async def _work(self, message: pb.GenerateRequest) -> Answer:
+    async def _work(self, draw: Callable[[], Awaitable[pb.GenerateResponse]]) -> Answer:
         try:
-            reply = await self._service.generate(message)
+            reply = await draw()
         except Exception as error:
             return of_error(error)
         return await _aside(sum(len(image.data) for image in reply.images), partial(of_pictures, reply))
@@ -155,6 +159,11 @@ def _answer(error: Exception) -> Answer:
             return _GONE
         case _:
             return of_error(error)
+
+
+def _held(what: Plan) -> int:
+    """Bytes of a plan that waits: the pictures it was given, at its own size."""
+    return PLAN_BYTES + sum(value.nbytes for value in vars(what.start).values() if isinstance(value, np.ndarray))
 
 
 async def _aside(size: int, work: Callable[[], T]) -> T:

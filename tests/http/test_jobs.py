@@ -1,18 +1,30 @@
 """Asynchronous requests: submitted, asked for, fetched, given up, forgotten."""
 
 import asyncio
+import base64
+import io
 
 import httpx
 import pytest
 from conftest import HANG_SECONDS, hold_a_step, steps_after_release
 from json_service import Served
+from mediagen.v1 import image_pb2 as pb
+from PIL import Image
 
 from server.engines.port import EngineUnavailable
 from server.http import facade, jobs
 from server.http.replies import Answer
+from server.plan import Plan
+from server.rpc.reading import Reader
 
 SHORT = {"prompt": "a red house", "steps": 1, "width": 384, "height": 704, "seed": 7}
 LONG = SHORT | {"steps": 200}
+
+
+def picture() -> str:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
 
 
 async def submit(served: Served, body: dict[str, object]) -> httpx.Response:
@@ -62,19 +74,38 @@ async def test_work_under_way_is_running_and_has_no_answer_yet(served: Served) -
     assert (await finished(served, url))["status"] == "completed"
 
 
-async def test_a_request_that_finds_the_service_full_waits_for_its_turn(served: Served) -> None:
+async def test_a_request_that_finds_the_service_full_waits_for_its_turn_and_is_read_once(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[pb.GenerateRequest] = []
+    plan = Reader.plan
+
+    async def counted(reader: Reader, request: pb.GenerateRequest) -> Plan:
+        read.append(request)
+        return await plan(reader, request)
+
+    monkeypatch.setattr(Reader, "plan", counted)
     held = [await submitted(served, LONG) for _ in range(2)]
     await hold_a_step(served.engines, served.unet)
     async with asyncio.timeout(HANG_SECONDS):
         while served.admission.inside < 2:  # noqa: ASYNC110
             await asyncio.sleep(0)
-    waiting = await submitted(served, SHORT)
+    waiting = await submitted(served, SHORT | {"init_image": picture()})
     async with asyncio.timeout(HANG_SECONDS):
         while (await state(served, waiting))["status"] != "pending":  # noqa: ASYNC110
             await asyncio.sleep(0)
     served.engines.go.set()
     assert (await finished(served, waiting))["status"] == "completed"
     assert [(await finished(served, url))["status"] for url in held] == ["completed"] * 2
+    assert len(read) == 3
+
+
+async def test_a_waiting_request_counts_by_the_pictures_it_holds(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "MAX_BYTES", 500_000)
+    assert (await submit(served, SHORT | {"init_image": picture()})).status_code == 429  # 704 x 384 x 3 bytes
+    assert (await submit(served, SHORT)).status_code == 202
 
 
 async def test_a_failure_is_told_with_the_answer_that_the_request_would_have_got(served: Served) -> None:
@@ -140,6 +171,7 @@ async def test_requests_that_hold_too_much_memory_are_refused(served: Served, mo
 async def test_the_oldest_answers_make_room(
     served: Served, monkeypatch: pytest.MonkeyPatch, name: str, value: int
 ) -> None:
+    monkeypatch.setattr(facade, "PLAN_BYTES", 100)
     urls = []
     for _ in range(3):
         urls.append(await submitted(served, SHORT | {"image_encoding": "png"}))
