@@ -114,7 +114,9 @@ WHOLE = seldom(
 REAL = seldom(st.sampled_from([0.0, -1.0, 51.0, 1e308, 5e-324]) | st.floats(), one_of(0.5, 0.8, 1.0))
 SIDES = seldom(st.sampled_from([0, -1, 513, 2**31 - 1]), one_of(384, 512, 704, 640, 1024, 1536))
 FEW = seldom(st.sampled_from([0, -1, 201, 2**31 - 1]), one_of(1, 1, 2))
-NAMES = st.dictionaries(st.text(max_size=5), REAL, max_size=3)
+# What a fault repeats has to find room in gRPC's trailers.
+LONG = one_of("x" * 300, "\xe9" * 3000, "\n" * 2000, "%" * 5000, "\U0001f600" * 1000)
+NAMES = st.dictionaries(st.text(max_size=5) | LONG, REAL, max_size=3)
 
 SCALARS: dict[int, st.SearchStrategy[Any]] = {
     pb.GenerateRequest.DESCRIPTOR.fields_by_name["prompt"].type: TEXTS,
@@ -132,7 +134,11 @@ OTHERS: dict[str, st.SearchStrategy[Any]] = {
     "num_images": FEW,
     "width": SIDES,
     "height": SIDES,
-    "seeds": st.lists(st.builds(pb.Seed, value=st.none() | st.integers(-1, 2**33)), max_size=3),
+    "seeds": seldom(
+        st.lists(st.integers(-1, 2**33), max_size=100).map(lambda seeds: [pb.Seed(value=seed) for seed in seeds]),
+        st.lists(st.builds(pb.Seed, value=st.none() | st.integers(-1, 2**33)), max_size=3),
+    ),
+    "style_preset": seldom(TEXTS | LONG, one_of("Watercolor", "base", "")),
     "loras": NAMES,
     "textual_inversions": st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=2),
     "transfer_images": st.dictionaries(
@@ -140,7 +146,11 @@ OTHERS: dict[str, st.SearchStrategy[Any]] = {
     ),
 }
 MESSAGES = st.fixed_dictionaries(
-    {"engine": seldom(st.sampled_from(ENGINES) | TEXTS, st.sampled_from(ENGINES)), "prompt": TEXTS, "steps": FEW},
+    {
+        "engine": seldom(st.sampled_from(ENGINES) | TEXTS | LONG, st.sampled_from(ENGINES)),
+        "prompt": TEXTS,
+        "steps": FEW,
+    },
     optional={
         field.name: OTHERS[field.name] if field.name in OTHERS else SCALARS[field.type]
         for field in pb.GenerateRequest.DESCRIPTOR.fields
