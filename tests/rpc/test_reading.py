@@ -1,0 +1,222 @@
+"""Pictures on their way into a plan: they hold nobody up, take little memory at a time, and wait in no long row."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+
+import grpc
+import pytest
+from conftest import HANG_SECONDS, hold_a_step
+from mediagen.v1 import image_pb2 as pb
+from PIL import Image
+from rpc.conftest import Served, status_of
+
+from server.catalog import Catalog
+from server.plan import Plan
+from server.request import plan
+from server.rpc import reading
+from server.rpc.image_service import CHECKED
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TEXT = pb.GenerateRequest(engine="sd15", prompt="a red house", steps=1, width=384, height=704)
+LONG = pb.GenerateRequest(engine="sd15", prompt="a red house", steps=200, width=384, height=704)
+PLAN_MIB = 1024  # that reading the largest request takes; two are read at a time
+
+
+def file(width: int, height: int, colour: str) -> bytes:
+    buffer = BytesIO()
+    Image.new("RGB", (width, height), colour).save(buffer, "WEBP", lossless=True)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def heavy() -> pb.GenerateRequest:
+    """48 megapixels, twice, in 4 KB."""
+    request = pb.GenerateRequest(
+        init_image=file(8000, 6000, "blue"), mask_image=file(8000, 6000, "white"), outpainting=True
+    )
+    request.MergeFrom(TEXT)
+    assert request.ByteSize() < 4_096
+    return request
+
+
+@pytest.fixture
+def light() -> pb.GenerateRequest:
+    request = pb.GenerateRequest(init_image=file(9, 9, "blue"))
+    request.MergeFrom(TEXT)
+    return request
+
+
+@dataclass
+class Gate:
+    """Reading that waits until it is let go."""
+
+    open: threading.Event = field(default_factory=threading.Event)
+    inside: int = 0
+    most: int = 0
+    begun: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def plan(self, request: pb.GenerateRequest, catalog: Catalog) -> Plan:
+        with self.lock:
+            self.begun += 1
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+        try:
+            assert self.open.wait(HANG_SECONDS)
+            return plan(request, catalog)
+        finally:
+            with self.lock:
+                self.inside -= 1
+
+    async def until_begun(self, number: int) -> None:
+        async with asyncio.timeout(HANG_SECONDS):
+            while self.begun < number:  # noqa: ASYNC110  # another thread's
+                await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    gate = Gate()
+    monkeypatch.setattr(reading, "plan", gate.plan)
+    yield gate
+    gate.open.set()
+
+
+async def test_a_small_file_of_a_large_picture_holds_up_no_step(served: Served, heavy: pb.GenerateRequest) -> None:
+    """On the loop the longest gap between its turns would be all of the reading."""
+    longest, stop = 0.0, asyncio.Event()
+
+    async def tick() -> None:
+        nonlocal longest
+        while not stop.is_set():
+            begin = time.perf_counter()
+            await asyncio.sleep(0.001)
+            longest = max(longest, time.perf_counter() - begin)
+
+    ticking = asyncio.create_task(tick())
+    begin = time.perf_counter()
+    explained = await served.stub.Explain(pb.ExplainRequest(request=heavy))
+    seconds = time.perf_counter() - begin
+    stop.set()
+    await ticking
+    assert not explained.violations
+    assert longest < seconds / 3, (longest, seconds)
+
+
+async def test_a_full_service_refuses_a_picture_without_reading_it(served: Served) -> None:
+    inside = [served.stub.Generate(LONG) for _ in range(2)]
+    await hold_a_step(served.engines, served.unet)
+    broken = pb.GenerateRequest(init_image=b"no picture")
+    broken.MergeFrom(TEXT)
+    for call in (
+        served.stub.Generate(broken),
+        served.stub.GenerateStream(pb.GenerateStreamRequest(request=broken)),
+    ):
+        assert await status_of(call) == grpc.StatusCode.RESOURCE_EXHAUSTED
+    for call in inside:
+        call.cancel()
+    served.engines.go.set()
+
+
+async def test_who_has_a_permit_keeps_it_while_the_picture_is_read(
+    served: Served, gate: Gate, light: pb.GenerateRequest
+) -> None:
+    calls = [served.stub.Generate(light) for _ in range(2)]
+    await gate.until_begun(2)
+    assert served.admission.inside == 2
+    assert await status_of(served.stub.Generate(light)) == grpc.StatusCode.RESOURCE_EXHAUSTED
+    gate.open.set()
+    assert [len((await call).images) for call in calls] == [1, 1]
+    assert served.admission.inside == 0
+
+
+async def test_two_pictures_are_read_at_a_time_and_few_wait(
+    served: Served, gate: Gate, light: pb.GenerateRequest
+) -> None:
+    calls = [served.stub.Explain(pb.ExplainRequest(request=light)) for _ in range(CHECKED + 1)]
+    statuses = [asyncio.create_task(status_of(call)) for call in calls]
+    await gate.until_begun(reading.AT_A_TIME)
+    async with asyncio.timeout(HANG_SECONDS):
+        (refused,), others = await asyncio.wait(statuses, return_when=asyncio.FIRST_COMPLETED)
+    assert refused.result() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    gate.open.set()
+    assert set(await asyncio.gather(*others)) == {grpc.StatusCode.OK}
+    assert (gate.begun, gate.most) == (CHECKED, reading.AT_A_TIME)
+
+
+async def test_a_text_is_read_while_pictures_wait(
+    served: Served, monkeypatch: pytest.MonkeyPatch, light: pb.GenerateRequest
+) -> None:
+    gate = Gate()
+    monkeypatch.setattr(
+        reading, "plan", lambda request, catalog: (gate.plan if request.init_image else plan)(request, catalog)
+    )
+    asked = [served.stub.Explain(pb.ExplainRequest(request=light)) for _ in range(CHECKED)]
+    try:
+        await gate.until_begun(reading.AT_A_TIME)
+        long_text = pb.GenerateRequest(prompt="a house " * 1_000)
+        short = pb.GenerateRequest()
+        for request in (long_text, short):
+            request.MergeFrom(pb.GenerateRequest(engine="sd15", prompt=request.prompt or "a red house"))
+            assert (await served.stub.Explain(pb.ExplainRequest(request=request))).effective.engine == "sd15"
+        assert gate.begun == reading.AT_A_TIME
+    finally:
+        gate.open.set()
+    await asyncio.gather(*asked)
+
+
+async def test_a_caller_who_leaves_the_row_is_not_read(served: Served, gate: Gate, light: pb.GenerateRequest) -> None:
+    asked = [served.stub.Explain(pb.ExplainRequest(request=light)) for _ in range(reading.AT_A_TIME)]
+    await gate.until_begun(reading.AT_A_TIME)
+    left = served.stub.Explain(pb.ExplainRequest(request=light), timeout=0.3)
+    assert await status_of(left) == grpc.StatusCode.DEADLINE_EXCEEDED
+    gate.open.set()
+    await asyncio.gather(*asked)
+    await served.stub.Explain(pb.ExplainRequest(request=light))
+    assert gate.begun == reading.AT_A_TIME + 1
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from mediagen.v1 import image_pb2 as pb
+from server.catalog import read_catalog
+from server.request import plan
+def most():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+catalog, request = read_catalog(Path("model_repository")), pb.GenerateRequest.FromString(sys.stdin.buffer.read())
+begin = most()
+what = plan(request, catalog)
+print(most() - begin)
+"""
+
+
+def test_reading_the_largest_pictures_takes_a_bounded_memory(heavy: pb.GenerateRequest) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE], input=heavy.SerializeToString(), cwd=ROOT, env={"PYTHONPATH": ".:client"},
+        check=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    assert float(done.stdout) < PLAN_MIB
+
+
+def test_a_plan_holds_pixels_at_its_own_size_alone(catalog: Catalog) -> None:
+    request = pb.GenerateRequest(init_image=file(2000, 1500, "blue"), mask_image=file(2000, 1500, "white"))
+    request.MergeFrom(TEXT)
+    for outpainting in (False, True):
+        request.outpainting = outpainting
+        what = plan(request, catalog)
+        arrays = {id(array): array for array in vars(what.start).values() if hasattr(array, "base")}
+        for array in arrays.values():
+            assert array.shape[:2] == (704, 384)
+            base = array
+            while base is not None and hasattr(base, "base"):
+                assert base.nbytes == array.nbytes
+                base = base.base
+            assert base is None or len(base) <= array.nbytes
