@@ -10,12 +10,18 @@ Check = Callable[[float], str]  # what is wrong with a number; empty: nothing. N
 
 def within(least: float, most: float) -> Check:
     """Both bounds are allowed."""
-    return lambda value: "" if least <= value <= most else f"{value:.15g} is not in {least:.15g}..{most:.15g}"
+    return lambda value: "" if least <= value <= most else f"{_shown(value)} is not in {least:.15g}..{most:.15g}"
 
 
 def above(bottom: float, most: float) -> Check:
     """The upper bound is allowed, the lower is not."""
-    return lambda value: "" if bottom < value <= most else f"{value:.15g} is not above {bottom:g} and at most {most:g}"
+    return lambda value: (
+        "" if bottom < value <= most else f"{_shown(value)} is not above {bottom:g} and at most {most:g}"
+    )
+
+
+def _shown(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.15g}"
 
 
 check_seed = within(0, SEEDS - 1)

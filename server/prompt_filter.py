@@ -1,17 +1,20 @@
 """Words that a deployment does not draw: a list in a file, looked for in what a request wants to see.
 
-Knows nothing of requests: it is given texts. A text and the list are folded alike (NFKC, case, invisible characters).
-Whole words count, and any white space or punctuation may stand between the words of a phrase.
+Knows nothing of requests: it is given texts. A text and the list are folded alike (compatible forms, case, invisible
+characters). Whole words count, and any white space or punctuation may stand between the words of a phrase.
 """
 
+import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 # Written without spaces between words: each letter counts as a word, so that a word is found within a sentence.
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
-
+_LONGEST = 8  # characters that one may stand for; U+FDFA alone stands for more, 18, and is left as it is
+_KEPT = 50_000  # characters whose fold is remembered
+_LONG_RUN = re.compile(r"(\w?[^\w\s]{30})")  # UAX 15: no letter of a real text has more marks
 
 REFUSAL = "this service does not draw what it asks for; word it differently"
 
@@ -44,8 +47,10 @@ class WordList:
         phrases = (words(line.partition("#")[0]) for line in lines.splitlines())
         self._whole: set[str] = set()  # words joined by spaces
         self._begun: set[str] = set()  # what phrases of several words begin with
+        self._first: set[str] = set()  # words that a phrase begins with
         for phrase in phrases:
             self._whole |= {" ".join(phrase)} if phrase else set()
+            self._first |= set(phrase[:1])
             self._begun |= {" ".join(phrase[:length]) for length in range(1, len(phrase))}
 
     async def __call__(self, text: str) -> bool:
@@ -55,8 +60,10 @@ class WordList:
     def holds(self, text: str) -> bool:
         """Work is linear in the text: from each word on only as far as a phrase of the list goes."""
         said = words(text)
-        for first in range(len(said)):
-            begun, following = said[first], first + 1
+        for first, word in enumerate(said):
+            if word not in self._first:
+                continue
+            begun, following = word, first + 1
             while begun not in self._whole and begun in self._begun and following < len(said):
                 begun, following = f"{begun} {said[following]}", following + 1
             if begun in self._whole:
@@ -66,23 +73,43 @@ class WordList:
 
 def words(text: str) -> list[str]:
     """Folded. Letters, digits and marks make words, whatever else stands there ends them."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    if folded.isascii():
-        return "".join(c if c.isalnum() else " " for c in folded).split()
-    return "".join(_letters(folded)).split()
+    if text.isascii():
+        return "".join(c if c.isalnum() else " " for c in text.lower()).split()
+    # Sorting the marks of a letter takes the square of their number, hence the pieces.
+    pieces = _LONG_RUN.split(text.translate(_FOLDS))
+    return "".join([unicodedata.normalize("NFC", piece) for piece in pieces]).translate(_PARTS).split()
 
 
-def _letters(folded: str) -> Iterator[str]:
-    for character in folded:
-        category = unicodedata.category(character)
-        if category == "Cf":  # zero-width characters and soft hyphens part no word
-            continue
-        if category[0] not in "LNM":
-            yield " "
-        elif character > "\u0e00" and unicodedata.name(character, "").startswith(_UNSPACED):
-            yield f" {character} "
-        else:
-            yield character
+class _Remembered(dict[int, str]):
+    """What characters become, by code point: the table of `str.translate`."""
+
+    def __init__(self, becomes: Callable[[str], str]) -> None:
+        super().__init__()
+        self._becomes = becomes
+
+    def __missing__(self, code: int) -> str:
+        if len(self) >= _KEPT:
+            self.clear()
+        self[code] = becomes = self._becomes(chr(code))
+        return becomes
+
+
+def _fold(character: str) -> str:
+    if unicodedata.category(character) == "Cf":  # zero-width characters and soft hyphens part no word
+        return ""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", character).casefold())
+    return folded if len(folded) <= _LONGEST else character
+
+
+def _part(character: str) -> str:
+    if unicodedata.category(character)[0] not in "LNM":
+        return " "
+    if character > "\u0e00" and unicodedata.name(character, "").startswith(_UNSPACED):
+        return f" {character} "
+    return character
+
+
+_FOLDS, _PARTS = _Remembered(_fold), _Remembered(_part)
 
 
 def read_word_list(path: Path) -> WordList:

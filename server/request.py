@@ -222,7 +222,9 @@ def _seeds(request: pb.GenerateRequest) -> tuple[tuple[int, ...], list[Violation
         violations.append(Violation("seeds", "give either seed or seeds, not both"))
     if len(request.seeds) > allowed:
         violations.append(
-            Violation("seeds", f"{len(request.seeds)} seeds for {allowed} pictures; give at most one each")
+            Violation(
+                "seeds", f"{len(request.seeds)} seeds, of which num_images allows {allowed}; give at most one a picture"
+            )
         )
     else:
         given = {i: seed.value for i, seed in enumerate(request.seeds) if seed.HasField("value")}

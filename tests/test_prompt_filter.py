@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from server.prompt_filter import WordList, read_word_list, words
+from server.prompt_filter import _FOLDS, _KEPT, _PARTS, WordList, read_word_list, words
 
 LIST = WordList(
     """
@@ -33,6 +33,9 @@ LIST = WordList(
         "Red/Barn!",
         "die STRASSE",
         "CRE\u0300ME bru\u0302le\u0301e",  # decomposed
+        "cr\u00e8me brûle\u200b\u0301e",  # a mark parted from its letter
+        "cr\u00e8me brûle\u0301e" + "-" * 100,
+        "\U0001d420\U0001d414\U0001d427",  # mathematical letters
         "一瓶毒药",
         "not not a house",
     ],
@@ -84,6 +87,37 @@ def test_a_long_text_and_a_long_list_take_milliseconds() -> None:
         assert not long_list.holds(text[:10_000])
         assert time.process_time() - begin < 1
     assert long_list.holds("x " * 4000 + "word99899, of the list 99899")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufdfa" * 10_000,  # one character that stands for 18
+        "\ufdfb" * 10_000,  # for 8
+        "\u3316" * 10_000,  # for 6 words
+        "a" + "\u0301\u0316" * 4999,  # marks in the wrong order
+        "\u0344" * 10_000,
+        "\U0001d160" * 10_000,
+        "".join(map(chr, range(0xAC00, 0xAC00 + 10_000))),
+        "".join(map(chr, range(0x20000, 0x20000 + 10_000))),
+    ],
+    ids=lambda text: ascii(text[:3]),
+)
+def test_no_text_takes_long_whatever_its_characters_stand_for(text: str) -> None:
+    def seconds() -> float:
+        begin = time.thread_time()
+        assert not LIST.holds(text)
+        return time.thread_time() - begin
+
+    assert min(seconds() for _ in range(3)) < 0.04
+
+
+def test_as_many_characters_as_there_are_leave_no_memory_behind() -> None:
+    for begin in range(0x80, 0x30000, 10_000):
+        words("".join(map(chr, range(begin, begin + 10_000))).encode("utf-8", "ignore").decode())
+    assert len(_FOLDS) <= _KEPT
+    assert len(_PARTS) <= _KEPT
+    assert LIST.holds("\uff27\uff35\uff2e")
 
 
 def test_a_file_is_read_as_utf8_and_what_cannot_be_read_is_told(tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ def test_defaults_are_those_of_the_api(catalog: Catalog, request_message: pb.Gen
         ("num_images", 0, "1..16"),
         ("num_images", 17, "1..16"),
         ("seed", -1, "0..4294967295"),
+        ("seed", -(2**63), "-9223372036854775808 is not in 0..4294967295"),
         ("seed", 2**32, "0..4294967295"),
         ("prompt", "", "1 to 10,000 characters"),
         ("prompt", "x" * 10_001, "at most 10,000"),
@@ -167,7 +168,9 @@ def test_more_seeds_than_pictures_are_refused_as_are_both_kinds_of_seed(
     catalog: Catalog, request_message: pb.GenerateRequest
 ) -> None:
     request_message.seeds.extend((pb.Seed(value=-1), pb.Seed(value=2)))
-    assert violations_of(request_message, catalog) == {"seeds": "2 seeds for 1 pictures; give at most one each"}
+    assert violations_of(request_message, catalog) == {
+        "seeds": "2 seeds, of which num_images allows 1; give at most one a picture"
+    }
     request_message.seed, request_message.num_images = SEED, 2
     assert violations_of(request_message, catalog) == {
         "seeds": "give either seed or seeds, not both",
@@ -193,7 +196,9 @@ def test_a_list_far_too_long_is_refused_at_a_glance(catalog: Catalog) -> None:
     assert len(request.seeds) == MANY
     assert request.seeds[MANY - 1].value == -1
     begin = time.process_time()
-    assert violations_of(request, catalog) == {"seeds": "500000 seeds for 1 pictures; give at most one each"}
+    assert violations_of(request, catalog) == {
+        "seeds": "500000 seeds, of which num_images allows 1; give at most one a picture"
+    }
     assert time.process_time() - begin < 0.2
 
 
