@@ -306,6 +306,30 @@ def test_texts_and_profiles_are_not_unpacked(tmp_path: Path) -> None:
     assert (outcome, seconds < REFUSAL_SECONDS, growth < GROWTH_MIB) == ("taken", True, True), (seconds, growth)
 
 
+def test_the_largest_picture_takes_a_bounded_memory_however_small_its_file(tmp_path: Path) -> None:
+    """A valid one is decoded: its bytes say nothing of its pixels."""
+    files = {
+        "a PNG": file(Image.new("L", (8_000, 6_000)), "PNG"),
+        "a WebP": file(Image.new("RGB", (8_000, 6_000)), "WEBP", lossless=True),  # after the others: it takes most
+    }
+    assert len(files["a WebP"]) < 2_048
+    for (outcome, _, growth, name), most in zip(measured(tmp_path, files), (600, 900), strict=True):
+        assert outcome == "taken", name
+        assert growth < most, (name, growth)
+
+
+def test_reading_files_changes_no_warnings_of_the_process() -> None:
+    look = (
+        "import warnings, numpy, PIL.Image; before = [*warnings.filters]; import server.images; "
+        "print(before == warnings.filters)"
+    )
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", look], env={"PYTHONPATH": f"{root}"}, check=True, capture_output=True, text=True
+    )
+    assert done.stdout == "True\n"
+
+
 # Whatever the bytes: pixels or `BadImage`
 
 
