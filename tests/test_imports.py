@@ -22,7 +22,7 @@ ARROWS: Mapping[str, frozenset[str]] = {
         "server.violations",
         "server.explain": "server.engines server.meter server.plan",
         "server.prompt_filter": "",
-        "server.http": "server.prompts server.rpc",
+        "server.http": "server.fields server.plan server.prompts server.rpc",
         "server.admission": "",
         "server.pipeline": "server.beginning server.canvas server.denoising server.families server.plan server.safety",
         "server.denoising": "server.beginning server.families server.levels server.noise server.plan server.samplers",

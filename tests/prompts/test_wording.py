@@ -59,7 +59,10 @@ def test_brackets_weigh_within_a_style(sdxl_catalog: Catalog) -> None:
 
 
 def test_an_unknown_style_is_refused_with_the_nearest_names(sdxl_catalog: Catalog) -> None:
-    for given, meant in (("film noire", "the nearest are Film Noir"), ("qqqq", "ListEngines and /openapi.json name all 78")):
+    for given, meant in (
+        ("film noire", "the nearest are Film Noir"),
+        ("qqqq", "ListEngines and /openapi.json name all 78"),
+    ):
         with pytest.raises(InvalidRequest) as refused:
             plan_of(sdxl_catalog, style_preset=given)
         (violation,) = refused.value.violations
