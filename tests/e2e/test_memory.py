@@ -48,8 +48,8 @@ def test_networks_are_loaded_by_the_first_picture_and_are_the_same_when_there_is
         picture = client.generate(SHORT, timeout=120).images[0].data
         after = sd15(service)
         assert after.state == engine_pb2.ENGINE_STATE_READY
-        assert after.loaded_bytes == after.memory_bytes == before.memory_bytes > 0
-    budget = before.memory_bytes // 2  # two thirds are two networks
+        assert before.memory_bytes > after.loaded_bytes > 0  # nobody has given a picture yet
+    budget = before.memory_bytes // 2  # of four networks
     with start(MEDIAGEN_ENGINE_MEMORY=str(budget)) as service, Client(service.address) as client:
         for _ in range(2):
             assert client.generate(SHORT, timeout=120).images[0].data == picture

@@ -201,10 +201,9 @@ def test_the_cut_between_the_stages_is_diffusers_for_all_steps_and_shares(subjec
         of_steps = dataclasses.replace(made, steps=steps)
         for share in (0.05, 0.25, 0.3337, 0.5, 0.8, 0.9005, 0.999):
             cutoff = round(1000 - (share * 1000))  # as in both pipelines
-            before = of_steps.steps_before(share)
-            assert before == sum(time >= cutoff for time in scheduler.timesteps.tolist())
-            assert steps - before == (scheduler.timesteps < cutoff).sum().item()
-        assert (of_steps.steps_before(0.0), of_steps.steps_before(1.0)) == (0, steps)
+            parted = dataclasses.replace(of_steps, high_noise_frac=share)
+            assert len(parted.base_steps) == sum(time >= cutoff for time in scheduler.timesteps.tolist())
+            assert len(parted.refiner_steps) == (scheduler.timesteps < cutoff).sum().item()
 
 
 @pytest.mark.parametrize(
