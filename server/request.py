@@ -191,7 +191,7 @@ def _start(
     refused = frozenset() if engine is None else engine.refuses
     violations: list[Violation] = []
     pictures: dict[str, Array] = {}
-    for field, read in (("init_image", decode), ("mask_image", decode_mask)):
+    for field, read in (("mask_image", decode_mask), ("init_image", decode)):  # the lighter is held beside the other
         if getattr(request, field) and field not in refused:
             try:
                 pictures[field] = read(getattr(request, field))

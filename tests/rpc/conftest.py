@@ -32,6 +32,7 @@ class Served:
     """The service and what is behind it."""
 
     stub: image_pb2_grpc.ImageServiceStub
+    service: ImageService
     engines: FakeEngines
     scheduler: StepScheduler
     admission: Admission
@@ -49,6 +50,6 @@ async def served(catalog: Catalog, fake_engines: FakeEngines) -> AsyncIterator[S
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = image_pb2_grpc.ImageServiceStub(channel)
-        yield Served(stub, fake_engines, scheduler, admission, catalog["sd15"].specs[2])
+        yield Served(stub, service, fake_engines, scheduler, admission, catalog["sd15"].specs[2])
     await server.stop(None)
     service.close()

@@ -8,8 +8,9 @@ from conftest import HANG_SECONDS, hold_a_step, steps_after_release
 from mediagen.v1 import image_pb2 as pb
 from rpc.conftest import Served, status_of
 
-from server.admission import Admission
+from server.admission import Admission, Overloaded
 from server.engines.port import EngineUnavailable
+from server.rpc.interceptor import request_id
 
 LONG = pb.GenerateRequest(engine="sd15", prompt="a red house", steps=200, width=384, height=704)
 SHORT = pb.GenerateRequest(engine="sd15", prompt="a red house", steps=1, width=384, height=704)
@@ -76,3 +77,22 @@ async def test_the_time_before_admission_is_told_apart(served: Served) -> None:
         phases = [told.queue_ms, told.conditioning_ms, told.denoising_ms, told.decoding_ms, told.encoding_ms]
         assert all(phase > 0 for phase in phases)
         assert sum(phases) <= told.total_ms
+
+
+async def test_a_checked_plan_is_drawn_once_there_is_room_as_the_request_would_be(served: Served) -> None:
+    request_id.set("a caller within the process")
+    request = pb.GenerateRequest(seed=7)
+    request.MergeFrom(SHORT)
+    what = await served.service.check(request)
+    assert served.admission.inside == 0
+    inside = [served.stub.Generate(LONG) for _ in range(2)]
+    await hold_a_step(served.engines, served.unet)
+    with pytest.raises(Overloaded):
+        await served.service.draw(what)
+    served.engines.go.set()
+    for call in inside:
+        await call
+    drawn = [await served.service.draw(what), await served.service.draw(what), await served.service.generate(request)]
+    assert len({tuple(image.data for image in reply.images) for reply in drawn}) == 1
+    assert drawn[0].effective == drawn[2].effective
+    assert served.admission.inside == 0
