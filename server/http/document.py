@@ -24,8 +24,8 @@ _DESCRIPTION = """Pictures from prompts, by the JSON routes of an API that many 
 The same service answers over gRPC (`mediagen.v1.ImageService`), with step progress and streams; both draw the same
 pictures.
 
-Every error but 422 is `{"message", "reason"}`; 422 names everything that is wrong at once. `x-request-id` is taken from
-the request or made, and sent back. `Authorization` is accepted and not looked at."""
+Every error but 422 is `{"message", "reason"}`; 422 names all that is wrong at once, of very much the
+first hundred. `x-request-id` is taken from the request or made, and sent back. `Authorization` is accepted and not looked at."""
 
 _RETRY = {"retry-after": {"description": "Seconds until trying again makes sense.", "schema": {"type": "integer"}}}
 _FAILURES: dict[int, str] = {
@@ -37,7 +37,7 @@ _FAILURES: dict[int, str] = {
     429: "As busy as it may be.",
     500: "A bug in the service.",
     501: "Not built in this version.",
-    503: "The engines are away.",
+    503: "The engines are away, the service stops, or too many connections are open.",
     504: "The engine took too long.",
 }
 
@@ -53,7 +53,10 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     **{status: _failure(status) for status in _FAILURES},
 }
 UNKNOWN: dict[int | str, dict[str, Any]] = {
-    404: {"model": Failure, "description": "No such request: never made, deleted, or answered too long ago."}
+    404: {
+        "model": Failure,
+        "description": "No such request: never made, deleted, or answered too long or too many answers ago.",
+    }
 }
 FETCHED: dict[int | str, dict[str, Any]] = {
     **RESPONSES,

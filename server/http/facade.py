@@ -121,7 +121,7 @@ class Facade:
     def _job(self, response_id: str) -> Job:
         job = self._jobs.find(response_id)
         if job is None:
-            message = "no such request: never made, deleted, or answered too long ago"
+            message = "no such request: never made, deleted, or answered too long or too many answers ago"
             raise Refused(of_message(404, message, "NO_SUCH_REQUEST"))
         return job
 
