@@ -1,5 +1,5 @@
 """A given file's bytes to its pixels. Runs in worker threads, never on the event loop; who calls it bounds how many at
-a time: the largest file takes half a gigabyte, a WebP 0.9.
+a time: the largest file takes half a gigabyte, a WebP 0.8.
 
 A file is read twice: first by ourselves, without decoding anything (`png.py`, `jpeg.py`, `webp.py`), which settles
 format, size, completeness and orientation and leaves nothing in the file but what its pixels need; then by Pillow. So

@@ -12,7 +12,7 @@ from server.plan import Plan
 from server.request import plan
 
 SHORT_BYTES = 4096  # of a request that is read in a few milliseconds
-AT_A_TIME = 2  # requests with pictures: each takes up to 0.9 GiB for the largest files, whatever these weigh
+AT_A_TIME = 2  # requests with pictures: each takes up to 0.8 GiB for the largest files, whatever these weigh
 
 
 class Reader:

@@ -26,7 +26,7 @@ from server.rpc.image_service import CHECKED
 ROOT = Path(__file__).resolve().parent.parent.parent
 TEXT = pb.GenerateRequest(engine="sd15", prompt="a red house", steps=1, width=384, height=704)
 LONG = pb.GenerateRequest(engine="sd15", prompt="a red house", steps=200, width=384, height=704)
-PLAN_MIB = 1024  # that reading the largest request takes; two are read at a time
+PLAN_MIB = 900  # that reading the largest request takes; two are read at a time
 
 
 def file(width: int, height: int, colour: str) -> bytes:
@@ -181,6 +181,23 @@ async def test_a_caller_who_leaves_the_row_is_not_read(served: Served, gate: Gat
     await asyncio.gather(*asked)
     await served.stub.Explain(pb.ExplainRequest(request=light))
     assert gate.begun == reading.AT_A_TIME + 1
+
+
+async def test_a_reader_that_is_closed_begins_nothing_more_and_leaves_no_thread(
+    catalog: Catalog, gate: Gate, light: pb.GenerateRequest
+) -> None:
+    before = set(threading.enumerate())
+    reader = reading.Reader(catalog)
+    asked = [asyncio.create_task(reader.plan(light)) for _ in range(reading.AT_A_TIME + 1)]
+    await gate.until_begun(reading.AT_A_TIME)
+    reader.close()
+    gate.open.set()
+    done, _ = await asyncio.wait(asked)
+    assert sum(task.cancelled() for task in done) == 1
+    assert gate.begun == reading.AT_A_TIME
+    for thread in set(threading.enumerate()) - before:
+        thread.join(HANG_SECONDS)
+        assert not thread.is_alive()
 
 
 MEASURE = """
