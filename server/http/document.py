@@ -24,8 +24,9 @@ _DESCRIPTION = """Pictures from prompts, by the JSON routes of an API that many 
 The same service answers over gRPC (`mediagen.v1.ImageService`), with step progress and streams; both draw the same
 pictures.
 
-Every error but 422 is `{"message", "reason"}`; 422 names all that is wrong at once, of very much the
-first hundred. `x-request-id` is taken from the request or made, and sent back. `Authorization` is accepted and not looked at."""
+Every error but 422 is `{"message", "reason"}`; 422 names all that is wrong at once, of very much the first
+hundred. `x-request-id` is taken from the request or made, and sent back. `Authorization` is accepted and not looked
+at."""
 
 _RETRY = {"retry-after": {"description": "Seconds until trying again makes sense.", "schema": {"type": "integer"}}}
 _FAILURES: dict[int, str] = {
