@@ -66,10 +66,13 @@ def test_a_negative_prompt_removes_what_it_names(client: Client) -> None:
 
 
 def test_a_weight_strengthens_what_it_stands_at(client: Client) -> None:
-    strong, _ = drawn(client, "a (pink:1.5) house", num_images=PICTURES)
-    weak, _ = drawn(client, "a (pink:0.5) house", num_images=PICTURES)
-    assert sum(pink(one) > pink(other) for one, other in zip(strong, weak, strict=True)) > PICTURES / 2
-    assert sum(map(pink, strong)) > 1.05 * sum(map(pink, weak))
+    shares = []
+    for weighted in ("(pink:0.5)", "pink", "(pink:1.5)"):
+        pictures, _ = drawn(client, f"a {weighted} house", num_images=PICTURES)
+        shares.append([pink(picture) for picture in pictures])
+    weak, plain, strong = map(sum, shares)
+    assert strong > 1.03 * plain, shares  # seen: 1.07; a weaker one than plain is 0.99
+    assert strong > 1.05 * weak, shares
 
 
 def test_text_beyond_the_first_77_tokens_is_read(client: Client) -> None:
