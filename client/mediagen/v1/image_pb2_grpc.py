@@ -29,9 +29,10 @@ class ImageServiceStub:
     """Makes pictures. Every method takes the same `GenerateRequest`.
 
     Errors: INVALID_ARGUMENT carries a google.rpc.BadRequest with every violation at once, by field; the reason of its
-    google.rpc.ErrorInfo is PROMPT_BLOCKED where nothing is wrong but a text that this deployment does not draw.
-    RESOURCE_EXHAUSTED and UNAVAILABLE carry a google.rpc.RetryInfo. A deadline is honoured inside the denoising loop (DEADLINE_EXCEEDED), and a
-    cancelled call stops before its next step.
+    google.rpc.ErrorInfo is PROMPT_BLOCKED where nothing is wrong but a text that this deployment does not draw. Descriptions
+    are cut, and the last violations counted in one without a field, where all would not fit into 8 KiB of trailers; `Explain`
+    tells them all. RESOURCE_EXHAUSTED and UNAVAILABLE carry a google.rpc.RetryInfo. A deadline is honoured inside the
+    denoising loop (DEADLINE_EXCEEDED), and a cancelled call stops before its next step.
     """
 
     def __init__(self, channel):
@@ -66,9 +67,10 @@ class ImageServiceServicer:
     """Makes pictures. Every method takes the same `GenerateRequest`.
 
     Errors: INVALID_ARGUMENT carries a google.rpc.BadRequest with every violation at once, by field; the reason of its
-    google.rpc.ErrorInfo is PROMPT_BLOCKED where nothing is wrong but a text that this deployment does not draw.
-    RESOURCE_EXHAUSTED and UNAVAILABLE carry a google.rpc.RetryInfo. A deadline is honoured inside the denoising loop (DEADLINE_EXCEEDED), and a
-    cancelled call stops before its next step.
+    google.rpc.ErrorInfo is PROMPT_BLOCKED where nothing is wrong but a text that this deployment does not draw. Descriptions
+    are cut, and the last violations counted in one without a field, where all would not fit into 8 KiB of trailers; `Explain`
+    tells them all. RESOURCE_EXHAUSTED and UNAVAILABLE carry a google.rpc.RetryInfo. A deadline is honoured inside the
+    denoising loop (DEADLINE_EXCEEDED), and a cancelled call stops before its next step.
     """
 
     def Generate(self, request, context):
@@ -134,9 +136,10 @@ class ImageService:
     """Makes pictures. Every method takes the same `GenerateRequest`.
 
     Errors: INVALID_ARGUMENT carries a google.rpc.BadRequest with every violation at once, by field; the reason of its
-    google.rpc.ErrorInfo is PROMPT_BLOCKED where nothing is wrong but a text that this deployment does not draw.
-    RESOURCE_EXHAUSTED and UNAVAILABLE carry a google.rpc.RetryInfo. A deadline is honoured inside the denoising loop (DEADLINE_EXCEEDED), and a
-    cancelled call stops before its next step.
+    google.rpc.ErrorInfo is PROMPT_BLOCKED where nothing is wrong but a text that this deployment does not draw. Descriptions
+    are cut, and the last violations counted in one without a field, where all would not fit into 8 KiB of trailers; `Explain`
+    tells them all. RESOURCE_EXHAUSTED and UNAVAILABLE carry a google.rpc.RetryInfo. A deadline is honoured inside the
+    denoising loop (DEADLINE_EXCEEDED), and a cancelled call stops before its next step.
     """
 
     @staticmethod
