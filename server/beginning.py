@@ -69,9 +69,10 @@ def begin(plan: Plan, encoded: Encoded, noise: NoiseStream) -> Beginning:
     card = plan.engine.card
     factor = card.pixels_per_latent
     shape = (card.latent_channels, plan.size.height // factor, plan.size.width // factor)
-    picture = [_latents(posterior, noise) for posterior in encoded.picture]  # one or none
+    picture = [_latents(posterior, noise) for posterior in encoded.picture if plan.draws_picture_first]
     start = noise.normal(shape)
     masked = [_latents(posterior, noise) for posterior in encoded.masked]
+    picture = picture or [_latents(posterior, noise) for posterior in encoded.picture]  # one or none
     if isinstance(plan.start, Inpainting) and not masked:
         noise.normal(shape)  # diffusers draws the masked picture's latents for every network
     x = np.float32(plan.trajectory.start_scale) * start

@@ -110,7 +110,7 @@ async def _picture(
 
 def parameters(plan: Plan, seed: int) -> str:
     """What a picture's file says of how it was made, as the JSON of the `GenerateRequest` that makes it again once the
-    pictures that it began with are added."""
+    pictures that it began with are added. Texts are told in their style: one may have become too long to be sent."""
     fields: dict[str, object] = {
         "engine": plan.engine.card.name,
         "prompt": plan.prompt,

@@ -61,7 +61,13 @@ class Plan:
             case FromPicture():
                 return True
             case Inpainting():
-                return self.strength < 1 or not self.engine.card.inpainting or len(self.refiner_steps) > 0
+                return self.draws_picture_first or len(self.refiner_steps) > 0
+
+    @property
+    def draws_picture_first(self) -> bool:
+        """Whether the picture's latents are drawn before the start noise, as diffusers does where it needs them: not
+        where it is the refiner alone that does."""
+        return self.strength < 1 or not self.engine.card.inpainting
 
     @property
     def keeps_picture(self) -> bool:

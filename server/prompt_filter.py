@@ -12,6 +12,16 @@ from typing import Protocol
 
 # Written without spaces between words: each letter counts as a word, so that a word is found within a sentence.
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
+_UNSEEN = (  # Unicode's Default_Ignorable_Code_Point, as far as they are of other categories than Cf
+    range(0x034F, 0x0350),
+    range(0x115F, 0x1161),
+    range(0x17B4, 0x17B6),
+    range(0x180B, 0x1810),
+    range(0x3164, 0x3165),
+    range(0xFE00, 0xFE10),
+    range(0xFFA0, 0xFFA1),
+    range(0xE0100, 0xE01F0),
+)
 _LONGEST = 8  # characters that one may stand for; U+FDFA alone stands for more, 18, and is left as it is
 _KEPT = 50_000  # characters whose fold is remembered
 _LONG_RUN = re.compile(r"(\w?[^\w\s]{30})")  # UAX 15: no letter of a real text has more marks
@@ -95,8 +105,8 @@ class _Remembered(dict[int, str]):
 
 
 def _fold(character: str) -> str:
-    if unicodedata.category(character) == "Cf":  # zero-width characters and soft hyphens part no word
-        return ""
+    if unicodedata.category(character) == "Cf" or any(ord(character) in unseen for unseen in _UNSEEN):
+        return ""  # zero-width characters and soft hyphens part no word
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", character).casefold())
     return folded if len(folded) <= _LONGEST else character
 

@@ -26,6 +26,8 @@ LIST = WordList(
         "gun",
         "a GUN, on a table",
         "a\u200b g\u00adu\u200dn",  # zero-width characters and a soft hyphen
+        "a g\u034fu\ufe0fn",  # a joiner and a variation selector
+        "a g\u3164u\U000e0100n",  # a filler and a selector beyond the first plane
         "\uff27\uff35\uff2e",  # full width
         "gun_on_table",
         "a red barn",

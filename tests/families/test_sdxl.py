@@ -13,13 +13,14 @@ import pytest
 from google.protobuf.json_format import ParseDict
 from mediagen.v1 import image_pb2 as pb
 
-from server.beginning import Encoded
+from server.beginning import Encoded, begin
 from server.canvas import Box, Inpainting
 from server.catalog import Catalog
 from server.denoising import denoise
 from server.engines.port import Array, Spec, Tensors
 from server.families.base import Posterior, Size, Stage, Text
 from server.families.sdxl import FAMILY
+from server.noise import NoiseStream
 from server.pipeline import parameters
 from server.plan import Plan
 from server.prompts.weights import parse
@@ -310,3 +311,29 @@ async def test_a_refiner_keeps_to_what_is_known_whether_or_not_its_base_is_told(
     assert set(networks.names()) == {"sdxl_unet", "sdxl_refiner"}
     np.testing.assert_array_equal(latents[:, 64:], clean[:, 64:])
     assert np.abs(latents[:, :64] - 3).mean() > 0.5
+
+
+async def test_at_full_strength_a_base_that_is_told_begins_alike_with_and_without_a_refiner(
+    sdxl_catalog: Catalog,
+) -> None:
+    sdxl = sdxl_catalog["sdxl"]
+    card = replace(sdxl.card, inpainting=True)
+    mask = np.ones((1024, 1024), bool)
+    pixels = np.zeros((1024, 1024, 3), np.uint8)
+    start = Inpainting(pixels, mask, pixels, mask, Box(0, 0, 1024, 1024))
+    mean = np.zeros((4, 128, 128), np.float32)
+    posterior = Posterior(mean, mean + 1)
+    first = []
+    for share, picture in ((0.5, (posterior,)), (1.0, ())):
+        made = replace(
+            plan_of(sdxl_catalog),
+            engine=replace(sdxl, card=card),
+            start=start,
+            strength=1.0,
+            high_noise_frac=share,
+        )
+        assert made.needs_picture == bool(picture)
+        beginning = begin(made, Encoded(picture, (posterior,)), NoiseStream(7))
+        first.append((beginning.x, beginning.telling.told))
+    for one, other in zip(*first, strict=True):
+        np.testing.assert_array_equal(one, other)
