@@ -58,7 +58,7 @@ def translate(body: bytes | bytearray, engine: str, demands: Demands) -> Transla
 
 
 def _wrong(error: ErrorDetails) -> Wrong:
-    where = tuple(part for part in error["loc"] if part != "[key]")
+    where = error["loc"]  # the caller's own keys: whatever may stand there
     if where[0] == "seed" and len(where) > 1 and where[1] in SEED_KINDS:
         where = (where[0], *where[2:])
     kind, message, given = error["type"], error["msg"], error["input"]

@@ -166,9 +166,10 @@ def kept(fields: dict[str, Any], keys: list[int]) -> dict[str, Any]:
 
 
 REQUESTS = st.builds(kept, MESSAGES, st.lists(st.integers(3, 25), max_size=4))
+KEYS = st.text(max_size=5) | one_of("[key]", "one", "list", "body", "engine", "seeds")  # some are names of ours
 JUNK: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
     max_leaves=5,
 )
 
@@ -197,7 +198,7 @@ BODIES = st.builds(
     as_json,
     REQUESTS,
     seldom(
-        st.dictionaries(st.sampled_from([*ImageGenerationRequest.model_fields, "x"]), JUNK, max_size=2), st.just({})
+        st.dictionaries(st.sampled_from([*ImageGenerationRequest.model_fields]) | KEYS, JUNK, max_size=2), st.just({})
     ),
 )
 CHANGES = seldom(st.tuples(st.integers(0, 200), st.integers(0, 200), st.binary(max_size=4)), st.none())

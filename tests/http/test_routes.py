@@ -171,6 +171,18 @@ async def test_a_value_of_another_kind_is_named(served: Served, key: str, value:
     assert {where.split(".")[1] for where in wrongs(await post(served, SHORT | {key: value}))} == {key}
 
 
+@pytest.mark.parametrize("key", ["[key]", "list", "one", "body", ""])
+async def test_a_key_may_be_any_text(served: Served, key: str) -> None:
+    maps = {"loras": {key: "x"}, "textual_inversions": {key: 1}, "transfer_images": {key: [5]}}
+    detail = (await post(served, SHORT | {key: 1} | maps)).json()["detail"]
+    assert [wrong["loc"] for wrong in detail] == [
+        ["body", "loras", key],
+        ["body", "textual_inversions", key],
+        ["body", "transfer_images", key, 0],
+        ["body", key],
+    ]
+
+
 async def test_null_in_a_map_is_the_weight_1_and_the_name_itself() -> None:
     body = b'{"loras": {"a": null, "b": -2}, "textual_inversions": {"c": null, "d": "e"}}'
     message = translate(body, "sd15", NO_DEMANDS).message
