@@ -21,18 +21,30 @@ class Reader:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._pictures = ThreadPoolExecutor(AT_A_TIME, "pictures")
+        self._free = asyncio.Semaphore(AT_A_TIME)  # threads
 
     async def plan(self, request: pb.GenerateRequest) -> Plan:
         """Raises `InvalidRequest`. Who is cancelled while waiting is not read; reading that has begun is finished."""
         if carries_pictures(request):
-            return await asyncio.get_running_loop().run_in_executor(self._pictures, plan, request, self._catalog)
+            return await self._with_pictures(request)
         if request.ByteSize() <= SHORT_BYTES:
             return plan(request, self._catalog)
         return await asyncio.to_thread(plan, request, self._catalog)
 
+    async def _with_pictures(self, request: pb.GenerateRequest) -> Plan:
+        """The executor is given what it begins at once: its row would keep the requests of those who left it."""
+        await self._free.acquire()
+        try:
+            reading = asyncio.get_running_loop().run_in_executor(self._pictures, plan, request, self._catalog)
+        except RuntimeError:  # it is closed
+            self._free.release()
+            raise
+        reading.add_done_callback(lambda _: self._free.release())  # once the thread has ended, whoever was cancelled
+        return await asyncio.shield(reading)
+
     def close(self) -> None:
-        """Nothing more is begun."""
-        self._pictures.shutdown(wait=False, cancel_futures=True)
+        """Nothing more is begun; who waits gets a `RuntimeError`."""
+        self._pictures.shutdown(wait=False)
 
 
 def carries_pictures(request: pb.GenerateRequest) -> bool:

@@ -183,6 +183,34 @@ async def test_a_caller_who_leaves_the_row_is_not_read(served: Served, gate: Gat
     assert gate.begun == reading.AT_A_TIME + 1
 
 
+@pytest.mark.parametrize("whose", ["those who wait", "nobody"])
+async def test_of_a_caller_who_left_the_row_nothing_is_kept(
+    catalog: Catalog, gate: Gate, light: pb.GenerateRequest, whose: str
+) -> None:
+    """Whether the threads read for callers who are there or for some who left."""
+    reader = reading.Reader(catalog)
+    begun = [asyncio.create_task(reader.plan(light)) for _ in range(reading.AT_A_TIME)]
+    await gate.until_begun(reading.AT_A_TIME)
+    if whose == "nobody":
+        for task in begun:
+            task.cancel()
+        await asyncio.wait(begun)
+    left = pb.GenerateRequest(init_image=b"x" * 4_096)
+    ours = sys.getrefcount(left)
+    waiting = asyncio.create_task(reader.plan(left))
+    await asyncio.sleep(0)
+    assert sys.getrefcount(left) > ours
+    waiting.cancel()
+    await asyncio.wait((waiting,))
+    assert waiting.cancelled()
+    del waiting
+    assert sys.getrefcount(left) == ours
+    gate.open.set()
+    assert (await reader.plan(light)).size.width == 384
+    assert gate.begun == reading.AT_A_TIME + 1
+    reader.close()
+
+
 async def test_a_reader_that_is_closed_begins_nothing_more_and_leaves_no_thread(
     catalog: Catalog, gate: Gate, light: pb.GenerateRequest
 ) -> None:
@@ -193,7 +221,7 @@ async def test_a_reader_that_is_closed_begins_nothing_more_and_leaves_no_thread(
     reader.close()
     gate.open.set()
     done, _ = await asyncio.wait(asked)
-    assert sum(task.cancelled() for task in done) == 1
+    assert sum(isinstance(task.exception(), RuntimeError) for task in done) == 1
     assert gate.begun == reading.AT_A_TIME
     for thread in set(threading.enumerate()) - before:
         thread.join(HANG_SECONDS)
