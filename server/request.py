@@ -46,6 +46,14 @@ _ENCODINGS = {
 }
 
 
+_PICTURES = {"mask_image": decode_mask, "init_image": decode}  # the lighter first: it is held beside the other
+
+
+def carries_pictures(request: pb.GenerateRequest) -> bool:
+    """Whether files are decoded for it. One of 2 KB may hold 48 megapixels: how large a request is says nothing."""
+    return any(getattr(request, field) for field in _PICTURES)
+
+
 def plan(request: pb.GenerateRequest, catalog: Catalog) -> Plan:
     """Raises `InvalidRequest` with every violation at once. A request with pictures takes as long as they take to
     decode, up to seconds: call it in a thread."""
@@ -191,7 +199,7 @@ def _start(
     refused = frozenset() if engine is None else engine.refuses
     violations: list[Violation] = []
     pictures: dict[str, Array] = {}
-    for field, read in (("mask_image", decode_mask), ("init_image", decode)):  # the lighter is held beside the other
+    for field, read in _PICTURES.items():
         if getattr(request, field) and field not in refused:
             try:
                 pictures[field] = read(getattr(request, field))

@@ -23,7 +23,7 @@ from server.fields import DEPENDS_ON
 from server.pipeline import parameters
 from server.plan import Plan
 from server.prompts.weights import parse
-from server.request import plan
+from server.request import carries_pictures, plan
 from server.sizes import nearest_size
 from server.violations import InvalidRequest
 
@@ -481,3 +481,11 @@ def test_a_file_tells_how_its_pictures_were_taken(catalog: Catalog, request_mess
     again = ParseDict(json.loads(parameters(made, SEED)), pb.GenerateRequest())
     again.init_image, again.mask_image = request_message.init_image, request_message.mask_image
     assert content(plan(again, catalog)) == content(made)
+
+
+def test_a_field_that_is_decoded_makes_a_request_one_with_pictures(request_message: pb.GenerateRequest) -> None:
+    assert not carries_pictures(request_message)
+    for field in ("init_image", "mask_image"):
+        request = pb.GenerateRequest(**{field: b"x"})
+        request.MergeFrom(request_message)
+        assert carries_pictures(request), field

@@ -15,10 +15,10 @@ from server.families.base import Run
 from server.pipeline import Evaluated, Finished, Picture, generate
 from server.plan import Plan
 from server.prompt_filter import REFUSAL, PromptBlocked, PromptFilter
-from server.request import nearest_supported, positive_texts
+from server.request import carries_pictures, nearest_supported, positive_texts
 from server.rpc.errors import NotBuilt
 from server.rpc.interceptor import Context, request_id
-from server.rpc.reading import Reader, carries_pictures
+from server.rpc.reading import Reader
 from server.safety import NotChecked, Passed, Removed, Verdict
 from server.violations import InvalidRequest, Violation
 

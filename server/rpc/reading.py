@@ -9,7 +9,7 @@ from mediagen.v1 import image_pb2 as pb
 
 from server.catalog import Catalog
 from server.plan import Plan
-from server.request import plan
+from server.request import carries_pictures, plan
 
 SHORT_BYTES = 4096  # of a request that is read in a few milliseconds
 AT_A_TIME = 2  # requests with pictures: each takes up to 0.8 GiB for the largest files, whatever these weigh
@@ -45,8 +45,3 @@ class Reader:
     def close(self) -> None:
         """Nothing more is begun; who waits gets a `RuntimeError`."""
         self._pictures.shutdown(wait=False)
-
-
-def carries_pictures(request: pb.GenerateRequest) -> bool:
-    """A file of 2 KB may hold 48 megapixels: how large a request is says nothing."""
-    return bool(request.init_image or request.mask_image)
