@@ -30,7 +30,7 @@ at."""
 
 _RETRY = {"retry-after": {"description": "Seconds until trying again makes sense.", "schema": {"type": "integer"}}}
 _FAILURES: dict[int, str] = {
-    400: "A prompt filter blocks the prompt.",
+    400: "A prompt filter blocks the prompt, or the request is not as HTTP has it.",
     404: "This deployment has no such engine.",
     408: "The body did not come in time.",
     413: "The body is too large.",

@@ -1,6 +1,7 @@
 """The JSON routes' port: taken or free, on or off, and its drain."""
 
 import asyncio
+import json
 import socket
 from pathlib import Path
 
@@ -116,6 +117,93 @@ async def test_who_does_not_say_what_it_wants_is_not_waited_for(
     writer.close()
     assert reply.startswith(told)
     assert bool(reply) == bool(told)
+
+
+EARLY = [
+    (b"POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n", b"HTTP/1.1 404 "),
+    (b"POST /generate/sdxl HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n", b"HTTP/1.1 404 "),
+    (b"POST /generate/sd HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n", b"HTTP/1.1 415 "),
+    (
+        b"POST /generate/sd HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 999999999\r\n\r\n",
+        b"HTTP/1.1 413 ",
+    ),
+    (b"GET /healthz HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n", b"HTTP/1.1 200 "),
+]
+
+
+@pytest.mark.parametrize(("head", "told"), EARLY)
+async def test_a_body_whose_answer_was_given_before_it_is_not_waited_for(
+    on_a_port: str, monkeypatch: pytest.MonkeyPatch, head: bytes, told: bytes
+) -> None:
+    monkeypatch.setattr(connections, "REST_SECONDS", 0.05)
+    host, _, port = on_a_port.removeprefix("http://").rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(head)
+    assert (await reader.readuntil(b"}")).startswith(told)
+    writer.write(b"{")  # and no more
+    assert await asyncio.wait_for(reader.read(), HANG_SECONDS) == b""
+    writer.close()
+
+
+async def test_who_has_sent_such_a_body_is_served_again(on_a_port: str) -> None:
+    host, _, port = on_a_port.removeprefix("http://").rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    head, told = EARLY[0]
+    for _ in range(2):
+        writer.write(head)
+        assert (await reader.readuntil(b"}")).startswith(told)
+        writer.write(b"123")
+        await writer.drain()
+        writer.write(b"456789")
+    writer.close()
+
+
+async def test_who_does_not_take_its_answer_is_not_waited_for(on_a_port: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "WRITE_SECONDS", 0.05)
+    lost = asyncio.Event()
+    goodbye = connections.BoundedProtocol.connection_lost
+
+    def told(self: connections.BoundedProtocol, exc: Exception | None) -> None:
+        goodbye(self, exc)
+        lost.set()
+
+    monkeypatch.setattr(connections.BoundedProtocol, "connection_lost", told)
+    host, _, port = on_a_port.removeprefix("http://").rpartition(":")
+    with socket.socket() as caller:
+        caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        caller.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(caller, (host, int(port)))
+        ask = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nhost: x\r\n\r\n"
+        await asyncio.get_running_loop().sock_sendall(caller, ask * 20)  # 20 MB and more: no socket holds them
+        await asyncio.wait_for(lost.wait(), HANG_SECONDS)
+
+
+async def test_who_takes_its_answer_has_it_whole(on_a_port: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "WRITE_SECONDS", HANG_SECONDS)
+    async with httpx.AsyncClient() as client:
+        files = [await client.get(f"{on_a_port}/docs/swagger-ui-bundle.js") for _ in range(2)]
+    assert all(len(file.content) == int(file.headers["content-length"]) > 10**6 for file in files)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"POST /generate/sd HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        b"transfer-encoding: chunked\r\n\r\nzz\r\n",
+    ],
+    ids=["no request", "no host", "no length of a part"],
+)
+async def test_what_is_not_http_is_told_as_the_rest(on_a_port: str, sent: bytes) -> None:
+    host, _, port = on_a_port.removeprefix("http://").rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(sent)
+    head, _, content = (await asyncio.wait_for(reader.read(), HANG_SECONDS)).partition(b"\r\n\r\n")
+    writer.close()
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"content-type: application/json" in head
+    assert json.loads(content)["reason"] == "NOT_HTTP"
 
 
 async def test_a_request_that_came_may_take_longer_than_its_headers(
