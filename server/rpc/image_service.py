@@ -1,7 +1,7 @@
 """ImageService: messages to plans, events to messages. The work itself is the pipeline's."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, nullcontext
 
 from mediagen.v1 import image_pb2 as pb
@@ -15,18 +15,19 @@ from server.families.base import Run
 from server.pipeline import Evaluated, Finished, Picture, generate
 from server.plan import Plan
 from server.prompt_filter import REFUSAL, PromptBlocked, PromptFilter
-from server.request import carries_pictures, nearest_supported, positive_texts
+from server.request import carries_pictures, nearest_supported
 from server.rpc.errors import NotBuilt
 from server.rpc.interceptor import Context, request_id
 from server.rpc.reading import Reader
 from server.safety import NotChecked, Passed, Removed, Verdict
 from server.violations import InvalidRequest, Violation
 
-CHECKED = 8  # requests with pictures at a time that are read without a permit to draw them
+ROW = 8  # requests with pictures that are being read or wait for it, whoever asks
 
 
 class ImageService(image_pb2_grpc.ImageServiceServicer):
-    """Admission, then a plan, then the pipeline: who is turned away costs no reading. `close` it at the end."""
+    """Who wants a picture now is admitted before the request is read; what is only checked, or drawn later, is read
+    without a permit. `close` it at the end."""
 
     def __init__(
         self, catalog: Catalog, run: Run, admission: Admission, prompt_filter: PromptFilter, seconds: Seconds
@@ -36,7 +37,7 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
         self._reader = Reader(catalog)
         self._run = run
         self._admission = admission
-        self._checks = Admission(CHECKED)
+        self._row = Admission(ROW)
         self._prompt_filter = prompt_filter
         self._seconds = seconds
 
@@ -47,13 +48,16 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
         """`Generate` for callers within the process; `request_id` must be set. Raises what `fault_of` knows."""
         begin = time.perf_counter()
         with self._admission.permit():
-            return await self._drawn(await self._plan(request), begin)
+            return await self._drawn(await self.check(request), begin)
 
     async def check(self, request: pb.GenerateRequest) -> Plan:
         """What `draw` draws, for callers that wait between the two. Raises what `generate` raises for the request
         alone, and `Overloaded`: too many pictures are being read."""
-        with self._checks.permit() if carries_pictures(request) else nullcontext():
-            return await self._plan(request)
+        with self._row.permit() if carries_pictures(request) else nullcontext():
+            what = await self._reader.plan(request)
+        if blocked := await self._blocked(request):
+            raise PromptBlocked(blocked)
+        return what
 
     async def draw(self, what: Plan) -> pb.GenerateResponse:
         """`generate` behind a `check`, as often as one likes."""
@@ -105,13 +109,10 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
         size = None if nearest is None else pb.Size(width=nearest.width, height=nearest.height)
         try:
             what = await self.check(wanted)
-        except (InvalidRequest, PromptBlocked) as refused:
-            violations = [
-                *(refused.violations if isinstance(refused, InvalidRequest) else ()),
-                *(Violation(field, REFUSAL) for field in await self._blocked(wanted)),
-            ]
-            told = [pb.Violation(field=violation.field, description=violation.description) for violation in violations]
-            return pb.ExplainResponse(nearest_size=size, violations=told)
+        except InvalidRequest as invalid:
+            return _refused(size, invalid.violations, await self._blocked(wanted))
+        except PromptBlocked as refused:
+            return _refused(size, (), refused.fields)
         explanation = explain(what, self._seconds)
         return pb.ExplainResponse(
             effective=effective(what),
@@ -122,12 +123,6 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
             notices=what.notices,
         )
 
-    async def _plan(self, request: pb.GenerateRequest) -> Plan:
-        what = await self._reader.plan(request)
-        if blocked := await self._blocked(request):
-            raise PromptBlocked(blocked)
-        return what
-
     async def _stream_plan(self, request: pb.GenerateStreamRequest) -> Plan:
         wrong: tuple[Violation, ...] = ()
         if request.preview_interval != 0:
@@ -135,7 +130,7 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
             why = f"{given}: previews are not available in this version; leave it out"
             wrong = (Violation("preview_interval", why),)
         try:
-            what = await self._plan(request.request)
+            what = await self.check(request.request)
         except InvalidRequest as invalid:
             nested = (Violation(f"request.{v.field}", v.description) for v in invalid.violations)
             raise InvalidRequest((*nested, *wrong)) from None
@@ -147,11 +142,18 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
 
     async def _blocked(self, request: pb.GenerateRequest) -> list[str]:
         """The fields whose text the prompt filter refuses."""
-        return [field for field, text in positive_texts(request).items() if await self._prompt_filter(text)]
+        texts = await self._reader.texts(request)
+        return [field for field, text in texts.items() if await self._prompt_filter(text)]
 
     def close(self) -> None:
         """No further request is read."""
         self._reader.close()
+
+
+def _refused(nearest: pb.Size | None, violations: Sequence[Violation], blocked: Sequence[str]) -> pb.ExplainResponse:
+    all_of_them = (*violations, *(Violation(field, REFUSAL) for field in blocked))
+    told = [pb.Violation(field=violation.field, description=violation.description) for violation in all_of_them]
+    return pb.ExplainResponse(nearest_size=nearest, violations=told)
 
 
 def effective(what: Plan) -> pb.EffectiveParameters:

@@ -3,13 +3,14 @@ at a time. Knows no admission: whoever asks bounds how many wait here.
 """
 
 import asyncio
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from mediagen.v1 import image_pb2 as pb
 
 from server.catalog import Catalog
 from server.plan import Plan
-from server.request import carries_pictures, plan
+from server.request import carries_pictures, plan, positive_texts
 
 SHORT_BYTES = 4096  # of a request that is read in a few milliseconds
 AT_A_TIME = 2  # requests with pictures: each takes up to 0.8 GiB for the largest files, whatever these weigh
@@ -30,6 +31,12 @@ class Reader:
         if request.ByteSize() <= SHORT_BYTES:
             return plan(request, self._catalog)
         return await asyncio.to_thread(plan, request, self._catalog)
+
+    async def texts(self, request: pb.GenerateRequest) -> Mapping[str, str]:
+        """`positive_texts`."""
+        if request.ByteSize() <= SHORT_BYTES:
+            return positive_texts(request)
+        return await asyncio.to_thread(positive_texts, request)
 
     async def _with_pictures(self, request: pb.GenerateRequest) -> Plan:
         """The executor is given what it begins at once: its row would keep the requests of those who left it."""

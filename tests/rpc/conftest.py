@@ -40,9 +40,15 @@ class Served:
 
 
 @pytest.fixture
-async def served(catalog: Catalog, fake_engines: FakeEngines) -> AsyncIterator[Served]:
-    """Two permits, and a filter with one word."""
-    scheduler, admission = StepScheduler(fake_engines), Admission(2)
+def permits() -> int:
+    """To draw."""
+    return 2
+
+
+@pytest.fixture
+async def served(catalog: Catalog, fake_engines: FakeEngines, permits: int) -> AsyncIterator[Served]:
+    """Few permits, and a filter with one word."""
+    scheduler, admission = StepScheduler(fake_engines), Admission(permits)
     server = grpc.aio.server(interceptors=(CallInterceptor(),))
     service = ImageService(catalog, scheduler.run, admission, WordList("gun"), scheduler.meter.seconds)
     image_pb2_grpc.add_ImageServiceServicer_to_server(service, server)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -13,15 +13,16 @@ from pathlib import Path
 import grpc
 import pytest
 from conftest import HANG_SECONDS, hold_a_step
+from google.rpc import error_details_pb2, status_pb2
 from mediagen.v1 import image_pb2 as pb
 from PIL import Image
 from rpc.conftest import Served, status_of
 
 from server.catalog import Catalog
 from server.plan import Plan
-from server.request import plan
+from server.request import plan, positive_texts
 from server.rpc import reading
-from server.rpc.image_service import CHECKED
+from server.rpc.image_service import ROW
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TEXT = pb.GenerateRequest(engine="sd15", prompt="a red house", steps=1, width=384, height=704)
@@ -55,7 +56,7 @@ def light() -> pb.GenerateRequest:
 
 @dataclass
 class Gate:
-    """Reading that waits until it is let go."""
+    """Reading of pictures that waits until it is let go."""
 
     open: threading.Event = field(default_factory=threading.Event)
     inside: int = 0
@@ -64,6 +65,8 @@ class Gate:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def plan(self, request: pb.GenerateRequest, catalog: Catalog) -> Plan:
+        if not request.init_image:
+            return plan(request, catalog)
         with self.lock:
             self.begun += 1
             self.inside += 1
@@ -137,39 +140,58 @@ async def test_who_has_a_permit_keeps_it_while_the_picture_is_read(
     assert served.admission.inside == 0
 
 
+@pytest.mark.parametrize("permits", [ROW + 2])
+@pytest.mark.parametrize("method", ["Explain", "Generate", "GenerateStream"])
 async def test_two_pictures_are_read_at_a_time_and_few_wait(
-    served: Served, gate: Gate, light: pb.GenerateRequest
+    served: Served, gate: Gate, light: pb.GenerateRequest, method: str
 ) -> None:
-    calls = [served.stub.Explain(pb.ExplainRequest(request=light)) for _ in range(CHECKED + 1)]
-    statuses = [asyncio.create_task(status_of(call)) for call in calls]
+    ask = {
+        "Explain": lambda: served.stub.Explain(pb.ExplainRequest(request=light)),
+        "Generate": lambda: served.stub.Generate(light),
+        "GenerateStream": lambda: served.stub.GenerateStream(pb.GenerateStreamRequest(request=light)),
+    }[method]
+    calls = [ask() for _ in range(ROW + 1)]
+    statuses = {asyncio.create_task(status_of(call)): call for call in calls}
     await gate.until_begun(reading.AT_A_TIME)
     async with asyncio.timeout(HANG_SECONDS):
         (refused,), others = await asyncio.wait(statuses, return_when=asyncio.FIRST_COMPLETED)
     assert refused.result() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    trailers = dict(await statuses[refused].trailing_metadata())
+    status, retry = status_pb2.Status.FromString(trailers["grpc-status-details-bin"]), error_details_pb2.RetryInfo()
+    assert status.details[1].Unpack(retry)
+    assert served.admission.inside == (0 if method == "Explain" else ROW)
+    assert (await served.stub.Generate(TEXT)).images, "who brings no picture does not wait in that row"
     gate.open.set()
     assert set(await asyncio.gather(*others)) == {grpc.StatusCode.OK}
-    assert (gate.begun, gate.most) == (CHECKED, reading.AT_A_TIME)
+    assert (gate.begun, gate.most) == (ROW, reading.AT_A_TIME)
 
 
-async def test_a_text_is_read_while_pictures_wait(
-    served: Served, monkeypatch: pytest.MonkeyPatch, light: pb.GenerateRequest
-) -> None:
-    gate = Gate()
-    monkeypatch.setattr(
-        reading, "plan", lambda request, catalog: (gate.plan if request.init_image else plan)(request, catalog)
-    )
-    asked = [served.stub.Explain(pb.ExplainRequest(request=light)) for _ in range(CHECKED)]
-    try:
-        await gate.until_begun(reading.AT_A_TIME)
-        long_text = pb.GenerateRequest(prompt="a house " * 1_000)
-        short = pb.GenerateRequest()
-        for request in (long_text, short):
-            request.MergeFrom(pb.GenerateRequest(engine="sd15", prompt=request.prompt or "a red house"))
-            assert (await served.stub.Explain(pb.ExplainRequest(request=request))).effective.engine == "sd15"
-        assert gate.begun == reading.AT_A_TIME
-    finally:
-        gate.open.set()
+async def test_a_text_is_read_while_pictures_wait(served: Served, gate: Gate, light: pb.GenerateRequest) -> None:
+    asked = [served.stub.Explain(pb.ExplainRequest(request=light)) for _ in range(ROW)]
+    await gate.until_begun(reading.AT_A_TIME)
+    for prompt in ("a house " * 1_000, "a red house"):
+        request = pb.GenerateRequest(engine="sd15", prompt=prompt)
+        assert (await served.stub.Explain(pb.ExplainRequest(request=request))).effective.engine == "sd15"
+    assert gate.begun == reading.AT_A_TIME
+    gate.open.set()
     await asyncio.gather(*asked)
+
+
+async def test_long_texts_are_parsed_for_the_filter_beside_the_loop_and_once(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on: list[threading.Thread] = []
+
+    def parsed(request: pb.GenerateRequest) -> Mapping[str, str]:
+        on.append(threading.current_thread())
+        return positive_texts(request)
+
+    monkeypatch.setattr(reading, "positive_texts", parsed)
+    gun = pb.GenerateRequest(engine="sd15", prompt="[" * 9_990 + " gun")
+    refused = await served.stub.Explain(pb.ExplainRequest(request=gun))
+    assert [violation.field for violation in refused.violations] == ["prompt"]
+    (thread,) = on
+    assert thread is not threading.current_thread()
 
 
 async def test_a_caller_who_leaves_the_row_is_not_read(served: Served, gate: Gate, light: pb.GenerateRequest) -> None:
