@@ -15,7 +15,7 @@ from google.rpc import error_details_pb2, status_pb2
 from server.admission import Overloaded
 from server.engines.port import EngineNoRoom, EngineOverloaded, EngineTimeout, EngineUnavailable
 from server.prompt_filter import REFUSAL, PromptBlocked
-from server.rpc.room import cut, fitted, sent_bytes, summed_up
+from server.rpc.shortening import cut, fitted, sent_bytes, summed_up
 from server.violations import InvalidRequest
 
 DOMAIN = "mediagen"

@@ -18,7 +18,7 @@ from server.prompt_filter import REFUSAL, PromptBlocked, PromptFilter
 from server.request import carries_pictures, nearest_supported
 from server.rpc.errors import NotBuilt
 from server.rpc.interceptor import Context, request_id
-from server.rpc.reading import Reader
+from server.rpc.reader import Reader
 from server.safety import NotChecked, Passed, Removed, Verdict
 from server.violations import InvalidRequest, Violation
 

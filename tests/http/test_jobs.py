@@ -15,7 +15,7 @@ from server.engines.port import EngineUnavailable
 from server.http import facade, jobs
 from server.http.replies import Answer
 from server.plan import Plan
-from server.rpc.reading import Reader
+from server.rpc.reader import Reader
 
 SHORT = {"prompt": "a red house", "steps": 1, "width": 384, "height": 704, "seed": 7}
 LONG = SHORT | {"steps": 200}

@@ -21,7 +21,7 @@ from rpc.conftest import Served, status_of
 from server.catalog import Catalog
 from server.plan import Plan
 from server.request import plan, positive_texts
-from server.rpc import reading
+from server.rpc import reader
 from server.rpc.image_service import ROW
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -87,13 +87,13 @@ class Gate:
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     gate = Gate()
-    monkeypatch.setattr(reading, "plan", gate.plan)
+    monkeypatch.setattr(reader, "plan", gate.plan)
     yield gate
     gate.open.set()
 
 
 async def test_a_small_file_of_a_large_picture_holds_up_no_step(served: Served, heavy: pb.GenerateRequest) -> None:
-    """On the loop the longest gap between its turns would be all of the reading."""
+    """On the loop the longest gap between its turns would be all of the reader."""
     longest, stop = 0.0, asyncio.Event()
 
     async def tick() -> None:
@@ -152,7 +152,7 @@ async def test_two_pictures_are_read_at_a_time_and_few_wait(
     }[method]
     calls = [ask() for _ in range(ROW + 1)]
     statuses = {asyncio.create_task(status_of(call)): call for call in calls}
-    await gate.until_begun(reading.AT_A_TIME)
+    await gate.until_begun(reader.AT_A_TIME)
     async with asyncio.timeout(HANG_SECONDS):
         (refused,), others = await asyncio.wait(statuses, return_when=asyncio.FIRST_COMPLETED)
     assert refused.result() == grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -163,16 +163,16 @@ async def test_two_pictures_are_read_at_a_time_and_few_wait(
     assert (await served.stub.Generate(TEXT)).images, "who brings no picture does not wait in that row"
     gate.open.set()
     assert set(await asyncio.gather(*others)) == {grpc.StatusCode.OK}
-    assert (gate.begun, gate.most) == (ROW, reading.AT_A_TIME)
+    assert (gate.begun, gate.most) == (ROW, reader.AT_A_TIME)
 
 
 async def test_a_text_is_read_while_pictures_wait(served: Served, gate: Gate, light: pb.GenerateRequest) -> None:
     asked = [served.stub.Explain(pb.ExplainRequest(request=light)) for _ in range(ROW)]
-    await gate.until_begun(reading.AT_A_TIME)
+    await gate.until_begun(reader.AT_A_TIME)
     for prompt in ("a house " * 1_000, "a red house"):
         request = pb.GenerateRequest(engine="sd15", prompt=prompt)
         assert (await served.stub.Explain(pb.ExplainRequest(request=request))).effective.engine == "sd15"
-    assert gate.begun == reading.AT_A_TIME
+    assert gate.begun == reader.AT_A_TIME
     gate.open.set()
     await asyncio.gather(*asked)
 
@@ -186,7 +186,7 @@ async def test_long_texts_are_parsed_for_the_filter_beside_the_loop_and_once(
         on.append(threading.current_thread())
         return positive_texts(request)
 
-    monkeypatch.setattr(reading, "positive_texts", parsed)
+    monkeypatch.setattr(reader, "positive_texts", parsed)
     gun = pb.GenerateRequest(engine="sd15", prompt="[" * 9_990 + " gun")
     refused = await served.stub.Explain(pb.ExplainRequest(request=gun))
     assert [violation.field for violation in refused.violations] == ["prompt"]
@@ -195,14 +195,14 @@ async def test_long_texts_are_parsed_for_the_filter_beside_the_loop_and_once(
 
 
 async def test_a_caller_who_leaves_the_row_is_not_read(served: Served, gate: Gate, light: pb.GenerateRequest) -> None:
-    asked = [served.stub.Explain(pb.ExplainRequest(request=light)) for _ in range(reading.AT_A_TIME)]
-    await gate.until_begun(reading.AT_A_TIME)
+    asked = [served.stub.Explain(pb.ExplainRequest(request=light)) for _ in range(reader.AT_A_TIME)]
+    await gate.until_begun(reader.AT_A_TIME)
     left = served.stub.Explain(pb.ExplainRequest(request=light), timeout=0.3)
     assert await status_of(left) == grpc.StatusCode.DEADLINE_EXCEEDED
     gate.open.set()
     await asyncio.gather(*asked)
     await served.stub.Explain(pb.ExplainRequest(request=light))
-    assert gate.begun == reading.AT_A_TIME + 1
+    assert gate.begun == reader.AT_A_TIME + 1
 
 
 @pytest.mark.parametrize("whose", ["those who wait", "nobody"])
@@ -210,16 +210,16 @@ async def test_of_a_caller_who_left_the_row_nothing_is_kept(
     catalog: Catalog, gate: Gate, light: pb.GenerateRequest, whose: str
 ) -> None:
     """Whether the threads read for callers who are there or for some who left."""
-    reader = reading.Reader(catalog)
-    begun = [asyncio.create_task(reader.plan(light)) for _ in range(reading.AT_A_TIME)]
-    await gate.until_begun(reading.AT_A_TIME)
+    made = reader.Reader(catalog)
+    begun = [asyncio.create_task(made.plan(light)) for _ in range(reader.AT_A_TIME)]
+    await gate.until_begun(reader.AT_A_TIME)
     if whose == "nobody":
         for task in begun:
             task.cancel()
         await asyncio.wait(begun)
     left = pb.GenerateRequest(init_image=b"x" * 4_096)
     ours = sys.getrefcount(left)
-    waiting = asyncio.create_task(reader.plan(left))
+    waiting = asyncio.create_task(made.plan(left))
     await asyncio.sleep(0)
     assert sys.getrefcount(left) > ours
     waiting.cancel()
@@ -228,23 +228,23 @@ async def test_of_a_caller_who_left_the_row_nothing_is_kept(
     del waiting
     assert sys.getrefcount(left) == ours
     gate.open.set()
-    assert (await reader.plan(light)).size.width == 384
-    assert gate.begun == reading.AT_A_TIME + 1
-    reader.close()
+    assert (await made.plan(light)).size.width == 384
+    assert gate.begun == reader.AT_A_TIME + 1
+    made.close()
 
 
 async def test_a_reader_that_is_closed_begins_nothing_more_and_leaves_no_thread(
     catalog: Catalog, gate: Gate, light: pb.GenerateRequest
 ) -> None:
     before = set(threading.enumerate())
-    reader = reading.Reader(catalog)
-    asked = [asyncio.create_task(reader.plan(light)) for _ in range(reading.AT_A_TIME + 1)]
-    await gate.until_begun(reading.AT_A_TIME)
-    reader.close()
+    made = reader.Reader(catalog)
+    asked = [asyncio.create_task(made.plan(light)) for _ in range(reader.AT_A_TIME + 1)]
+    await gate.until_begun(reader.AT_A_TIME)
+    made.close()
     gate.open.set()
     done, _ = await asyncio.wait(asked)
     assert sum(isinstance(task.exception(), RuntimeError) for task in done) == 1
-    assert gate.begun == reading.AT_A_TIME
+    assert gate.begun == reader.AT_A_TIME
     for thread in set(threading.enumerate()) - before:
         thread.join(HANG_SECONDS)
         assert not thread.is_alive()
