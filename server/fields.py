@@ -32,18 +32,6 @@ _NEEDS: Mapping[str, str] = {  # a field that asks for work on what another one 
     "inpaint_full_res_padding": "inpaint_full_res",
     "high_noise_frac": "use_refiner",
 }
-# Fields whose judgement rests on others as well: where one of those was left out for being wrong, what is said of them
-# may be wrong, too.
-DEPENDS_ON: Mapping[str, frozenset[str]] = {
-    "width": frozenset({"engine", "height"}),
-    "height": frozenset({"engine", "width"}),
-    "seeds": frozenset({"num_images", "seed"}),
-    "steps": frozenset({"engine", "sampler"}),
-    "sampler": frozenset({"engine"}),
-    "clip_skip": frozenset({"engine"}),
-    "style_preset": frozenset({"engine"}),
-    **{field: frozenset({needed}) for field, needed in _NEEDS.items()},
-}
 # Fields that are not served, or not by the engine, or that need another one, may be sent with the value that asks for
 # nothing.
 _NO_OPS: Mapping[str, tuple[object, ...]] = {
@@ -77,7 +65,8 @@ def unmet(given: Mapping[str, object], refused: Set[str]) -> Iterator[Violation]
         if needed is None or field in refused or _asks_nothing(field, value):
             continue
         if given.get(needed, DEFAULTS.get(needed, False)) is False:
-            yield Violation(field, f"without {needed} there is nothing for it to do; send {needed}, or leave it out")
+            why = f"without {needed} there is nothing for it to do; send {needed}, or leave it out"
+            yield Violation(field, why, judged_by=frozenset({needed}))
 
 
 def _asks_nothing(field: str, value: object) -> bool:

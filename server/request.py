@@ -173,8 +173,12 @@ def _size(request: pb.GenerateRequest, engine: Engine | None) -> tuple[Size, lis
         return Size(0, 0), []
     size = _asked_size(request, engine)
     wrong = wrong_size(size, engine.family.sizes, engine.card.name)
-    fields = [field for field in ("width", "height") if wrong and request.HasField(field)]
-    return size, [Violation(field, wrong) for field in fields]
+    sides = (("width", "height"), ("height", "width"))
+    return size, [
+        Violation(side, wrong, judged_by=frozenset({other}))
+        for side, other in sides
+        if wrong and request.HasField(side)
+    ]
 
 
 def _asked_size(request: pb.GenerateRequest, engine: Engine) -> Size:
@@ -216,25 +220,22 @@ def _start(
         shown = continued(image, mask, size) if request.outpainting else image
         return inpainting(shown, mask, size, box), violations
     except NothingToPaint as error:
-        return FromNoise(), [Violation("mask_image", str(error))]
+        return FromNoise(), [Violation("mask_image", str(error), judged_by=frozenset({"width", "height"}))]
 
 
 def _seeds(request: pb.GenerateRequest) -> tuple[tuple[int, ...], list[Violation]]:
-    """A list that is too long is not looked into."""
+    """A list that is too long for any request is not looked into."""
     asked = int(_given(request, "num_images"))
     images = min(max(asked, 1), MAX_IMAGES)
     allowed = images if asked == images else MAX_IMAGES  # a wrong number of pictures makes no list wrong
     violations = []
     given: dict[int, int] = {}
     if request.HasField("seed") and request.seeds:
-        violations.append(Violation("seeds", "give either seed or seeds, not both"))
+        violations.append(Violation("seeds", "give either seed or seeds, not both", judged_by=frozenset({"seed"})))
     if len(request.seeds) > allowed:
-        violations.append(
-            Violation(
-                "seeds", f"{len(request.seeds)} seeds, of which num_images allows {allowed}; give at most one a picture"
-            )
-        )
-    else:
+        why = f"{len(request.seeds)} seeds, of which num_images allows {allowed}; give at most one a picture"
+        violations.append(Violation("seeds", why, judged_by=frozenset({"num_images"})))
+    if len(request.seeds) <= MAX_IMAGES:
         given = {i: seed.value for i, seed in enumerate(request.seeds) if seed.HasField("value")}
     violations += [Violation(f"seeds[{i}]", wrong) for i, seed in given.items() if (wrong := check_seed(seed))]
     if request.HasField("seed"):

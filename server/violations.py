@@ -12,6 +12,7 @@ class Violation:
 
     field: str
     description: str
+    judged_by: frozenset[str] = frozenset()  # other fields: were one of them another, nothing might be wrong here
 
 
 class InvalidRequest(ValueError):
@@ -23,10 +24,12 @@ class InvalidRequest(ValueError):
 
 
 def one_a_field(violations: Iterable[Violation]) -> tuple[Violation, ...]:
-    """Of each field the first."""
+    """Of each field the first that holds whatever other fields have, else the first."""
     first: dict[str, Violation] = {}
     for violation in violations:
-        first.setdefault(violation.field, violation)
+        held = first.setdefault(violation.field, violation)
+        if held.judged_by and not violation.judged_by:
+            first[violation.field] = violation
     return tuple(first.values())
 
 

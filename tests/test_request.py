@@ -19,7 +19,6 @@ from server.catalog import Catalog
 from server.engines.port import Array
 from server.families.base import Size
 from server.families.sd15 import FAMILY
-from server.fields import DEPENDS_ON
 from server.pipeline import parameters
 from server.plan import Plan
 from server.prompts.weights import parse
@@ -169,7 +168,8 @@ def test_more_seeds_than_pictures_are_refused_as_are_both_kinds_of_seed(
 ) -> None:
     request_message.seeds.extend((pb.Seed(value=-1), pb.Seed(value=2)))
     assert violations_of(request_message, catalog) == {
-        "seeds": "2 seeds, of which num_images allows 1; give at most one a picture"
+        "seeds": "2 seeds, of which num_images allows 1; give at most one a picture",
+        "seeds[0]": "-1 is not in 0..4294967295",
     }
     request_message.seed, request_message.num_images = SEED, 2
     assert violations_of(request_message, catalog) == {
@@ -276,7 +276,7 @@ def test_a_number_that_is_not_the_default_asks_for_something_on_every_engine(
     assert violations_of(request, catalog).keys() == {field}
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.81, math.nan])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.81])
 def test_a_share_of_the_refiner_needs_the_refiner(sdxl_catalog: Catalog, share: float) -> None:
     request = pb.GenerateRequest(engine="sdxl", prompt="a red house", high_noise_frac=share, use_refiner=False)
     assert "without use_refiner" in violations_of(request, sdxl_catalog)["high_noise_frac"]
@@ -299,13 +299,30 @@ def test_a_negative_prompt_without_guidance_is_told_to_have_no_part(sdxl_catalog
     assert plan(request, sdxl_catalog).notices == ()
 
 
-def test_fields_that_need_another_depend_on_it_and_only_fields_do() -> None:
-    fields = set(pb.GenerateRequest.DESCRIPTOR.fields_by_name)
-    assert all(field in fields and needed <= fields - {field} for field, needed in DEPENDS_ON.items())
-    assert DEPENDS_ON["seeds"] >= {"num_images"}
-    assert DEPENDS_ON["height"] == {"engine", "width"}
-    assert DEPENDS_ON["inpaint_full_res_padding"] == {"inpaint_full_res"}
-    assert DEPENDS_ON["mask_image"] == {"init_image"}
+@pytest.mark.parametrize(
+    ("engine", "given", "judged_by"),
+    [
+        ("sd15", {"strength": 0.5}, {"strength": {"init_image"}}),
+        ("sd15", {"strength": 7.0}, {"strength": set()}),  # wrong with a picture as well
+        ("sd15", {"width": 1, "height": 1}, {"width": {"height"}, "height": {"width"}}),
+        ("sd15", {"steps": 999, "clip_skip": 99}, {"steps": set(), "clip_skip": set()}),
+        ("sd15", {"seeds": [{"value": 1}, {"value": -1}]}, {"seeds": {"num_images"}, "seeds[1]": set()}),
+        ("sd15", {"controlnet_conditioning_scale": 7.0}, {"controlnet_conditioning_scale": set()}),
+        ("sdxl", {"use_refiner": False, "high_noise_frac": 0.5}, {"high_noise_frac": {"use_refiner"}}),
+        ("sdxl", {"use_refiner": False, "high_noise_frac": 7.0}, {"high_noise_frac": set()}),
+    ],
+)
+def test_a_violation_says_which_other_fields_it_rests_on(
+    catalog: Catalog,
+    sdxl_catalog: Catalog,
+    engine: str,
+    given: dict[str, Any],
+    judged_by: dict[str, set[str]],
+) -> None:
+    request = ParseDict({"engine": engine, "prompt": "a red house", **given}, pb.GenerateRequest())
+    with pytest.raises(InvalidRequest) as refused:
+        plan(request, {**catalog, **sdxl_catalog})
+    assert {violation.field: violation.judged_by for violation in refused.value.violations} == judged_by
 
 
 CHANGES: dict[str, Any] = {

@@ -27,8 +27,10 @@ from server.http.replies import (
 )
 from server.http.translate import NO_DEMANDS, Demands, Translated, translate
 from server.plan import Plan
+from server.prompt_filter import REFUSAL, PromptBlocked
 from server.rpc.errors import fault_of
 from server.rpc.image_service import ImageService
+from server.violations import InvalidRequest, Violation
 
 LARGE = 16 * 2**10  # bytes: reading or writing more takes a thread; the worst of this size takes milliseconds
 PLAN_BYTES = 64 * 2**10  # of a plan without pictures: its texts, as they were sent and as tokens
@@ -100,11 +102,13 @@ class Facade:
         told = {wrong.where[0] for wrong in translated.wrongs}
         try:
             await self._service.check(translated.message)
+        except InvalidRequest as invalid:
+            return [*translated.wrongs, *wrongs_of(invalid.violations, told)]
+        except PromptBlocked as blocked:
+            return [*translated.wrongs, *wrongs_of([Violation(field, REFUSAL) for field in blocked.fields], told)]
         except Exception as error:
-            fault = fault_of(error)
-            if fault is None:
+            if fault_of(error) is None:
                 raise
-            return [*translated.wrongs, *wrongs_of(fault, told)]
         return list(translated.wrongs)
 
     async def _work(self, draw: Callable[[], Awaitable[pb.GenerateResponse]]) -> Answer:

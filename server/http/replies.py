@@ -5,15 +5,15 @@ import json
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from google.rpc import error_details_pb2
 from mediagen.v1 import image_pb2 as pb
 
-from server.fields import DEPENDS_ON
 from server.rpc.errors import Fault, fault_of
 from server.rpc.interceptor import request_id
+from server.violations import InvalidRequest, Violation
 
 log = logging.getLogger(__name__)
 
@@ -80,30 +80,24 @@ def of_wrongs(wrongs: Sequence[Wrong]) -> Answer:
 
 def of_error(error: Exception) -> Answer:
     """By the table of faults; what is not in it is a bug of ours and is logged."""
+    if isinstance(error, InvalidRequest):
+        return of_wrongs(wrongs_of(error.violations))
     fault = fault_of(error)
     if fault is None:
         log.error("request %s failed", request_id.get(), exc_info=error)
         return of_message(
             500, f"a bug in the service; its log has the cause under request id {request_id.get()}", "BUG"
         )
-    if fault.http == UNPROCESSABLE:
-        return of_wrongs(wrongs_of(fault) or [Wrong((), fault.message, "value_error")])
     return of_message(fault.http, fault.message, fault.reason, _retry_seconds(fault))
 
 
-def wrongs_of(fault: Fault, told: Set[str | int] = frozenset()) -> list[Wrong]:
+def wrongs_of(violations: Iterable[Violation], told: Set[str | int] = frozenset()) -> list[Wrong]:
     """The violations of an invalid request, in the words of JSON.
 
     Keys that are `told` to be wrong already were not in it: they are not told again, nor is what is judged by them.
     """
-    violations = [
-        Wrong(_where(violation.field), violation.description, "value_error")
-        for detail in fault.details
-        if isinstance(detail, error_details_pb2.BadRequest)
-        for violation in detail.field_violations
-        if told.isdisjoint(DEPENDS_ON.get(violation.field, frozenset()))
-    ]
-    return [violation for violation in violations if violation.where[0] not in told]
+    wrongs = [Wrong(_where(v.field), v.description, "value_error") for v in violations if told.isdisjoint(v.judged_by)]
+    return [wrong for wrong in wrongs if wrong.where[0] not in told]
 
 
 def of_pictures(reply: pb.GenerateResponse) -> Answer:

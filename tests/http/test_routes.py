@@ -8,7 +8,7 @@ import json
 import httpx
 import pytest
 from conftest import HANG_SECONDS, hold_a_step, steps_after_release
-from json_service import Served
+from json_service import Hollow, Served
 from mediagen.v1 import image_pb2 as pb
 from PIL import Image
 
@@ -125,6 +125,13 @@ async def test_a_mask_is_not_blamed_for_a_picture_that_cannot_be_read(served: Se
         ({"init_image": "@", "strength": 0.5, "mask_image": "", "steps": 0}, {"init_image", "steps"}),
         ({"mask_image": "@", "outpainting": True, "init_image": ""}, {"mask_image"}),
         ({"sampler": "LCN", "steps": 60}, {"sampler"}),
+        ({"num_images": "3", "seed": [1, 2, 2**32]}, {"num_images", "seed.2"}),
+        ({"engine": "sd15", "width": 1, "steps": 999, "clip_skip": 99}, {"engine", "width", "steps", "clip_skip"}),
+        ({"init_image": 5, "strength": 7}, {"init_image", "strength"}),
+        ({"init_image": 5, "mask_image": picture()[:20]}, {"init_image", "mask_image"}),
+        ({"sampler": "nope", "steps": 999}, {"sampler", "steps"}),
+        ({"num_images": "a", "seed": [1, -5]}, {"num_images", "seed.1"}),
+        ({"inpaint_full_res": 1, "inpaint_full_res_padding": -1}, {"inpaint_full_res", "inpaint_full_res_padding"}),
     ],
 )
 async def test_what_is_judged_by_a_value_of_another_kind_is_not_blamed(
@@ -132,6 +139,13 @@ async def test_what_is_judged_by_a_value_of_another_kind_is_not_blamed(
 ) -> None:
     found = wrongs(await post(served, {"prompt": "a red house", "steps": 1} | body))
     assert found.keys() == {f"body.{key}" for key in told}
+
+
+async def test_a_refiner_of_another_kind_hides_no_share_that_nobody_may_ask_for(hollow_service: Hollow) -> None:
+    async with httpx.AsyncClient() as client:
+        for share, told in ((7, {"body.use_refiner", "body.high_noise_frac"}), (0.5, {"body.use_refiner"})):
+            body = {"prompt": "a red house", "use_refiner": "no", "high_noise_frac": share}
+            assert wrongs(await client.post(f"{hollow_service.url}/generate/sdxl", json=body)).keys() == told
 
 
 async def test_without_a_prompt_that_is_what_is_said(served: Served) -> None:
