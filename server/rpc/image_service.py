@@ -42,13 +42,17 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
         self._seconds = seconds
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
-        return await self.generate(request)
+        drawn = self.generate(request)
+        del request  # see `generate`
+        return await drawn
 
     async def generate(self, request: pb.GenerateRequest) -> pb.GenerateResponse:
         """`Generate` for callers within the process; `request_id` must be set. Raises what `fault_of` knows."""
         begin = time.perf_counter()
         with self._admission.permit():
-            return await self._drawn(await self.check(request), begin)
+            what = await self.check(request)
+            del request  # its files, which may weigh as much as all the rest of the call, are read
+            return await self._drawn(what, begin)
 
     async def check(self, request: pb.GenerateRequest) -> Plan:
         """What `draw` draws, for callers that wait between the two. Raises what `generate` raises for the request
@@ -90,6 +94,7 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
         begin = time.perf_counter()
         with self._admission.permit():
             what = await self._stream_plan(request)
+            del request  # see `generate`
             drawing = time.perf_counter()
             accepted = pb.Accepted(request_id=request_id.get(), effective=effective(what), notices=what.notices)
             yield pb.GenerateStreamResponse(accepted=accepted)

@@ -49,23 +49,36 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return _MAKERS[kind](wrap(behaviour), read, handler.response_serializer)
 
 
-def _reader(deserialize: Any) -> Callable[[bytes], Message | InvalidRequest]:
+class Received:
+    """A request until it is taken: gRPC holds what it deserialized for as long as the call lasts, and the files in it
+    are of no use once they have been read."""
+
+    def __init__(self, request: Message | InvalidRequest) -> None:
+        self._request = [request]
+
+    def take(self) -> Message:
+        """Once. Raises `InvalidRequest` for what is no message."""
+        request = self._request.pop()
+        if isinstance(request, InvalidRequest):
+            raise request
+        return request
+
+
+def _reader(deserialize: Any) -> Callable[[bytes], Received]:
     """gRPC itself would tell of bytes that are no message as UNKNOWN; here they reach the table of faults."""
 
-    def read(data: bytes) -> Message | InvalidRequest:
+    def read(data: bytes) -> Received:
         try:
-            message: Message = deserialize(data)
+            return Received(deserialize(data))
         except DecodeError as error:
-            return InvalidRequest((Violation("request", f"not readable ({error}); texts must be UTF-8"),))
-        return message
+            return Received(InvalidRequest((Violation("request", f"not readable ({error}); texts must be UTF-8"),)))
 
     return read
 
 
 def _message(request: Any) -> Any:
-    if isinstance(request, InvalidRequest):
-        raise request
-    return request
+    """A stream of requests is handed on as it is."""
+    return request.take() if isinstance(request, Received) else request
 
 
 def _unary(behaviour: Callable[[Any, Context], Awaitable[Message]]) -> Callable[[Any, Context], Awaitable[Message]]:

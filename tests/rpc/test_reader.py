@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 from conftest import HANG_SECONDS, hold_a_step
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from mediagen.v1 import image_pb2 as pb
 from PIL import Image
@@ -23,6 +24,7 @@ from server.plan import Plan
 from server.request import plan, positive_texts
 from server.rpc import reader
 from server.rpc.image_service import ROW
+from server.rpc.interceptor import Received
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TEXT = pb.GenerateRequest(engine="sd15", prompt="a red house", steps=1, width=384, height=704)
@@ -287,3 +289,30 @@ def test_a_plan_holds_pixels_at_its_own_size_alone(catalog: Catalog) -> None:
                 assert base.nbytes == array.nbytes
                 base = base.base
             assert base is None or len(base) <= array.nbytes
+
+
+@pytest.mark.parametrize("method", ["Generate", "GenerateStream"])
+async def test_no_given_file_is_kept_while_its_picture_is_drawn(
+    served: Served, monkeypatch: pytest.MonkeyPatch, light: pb.GenerateRequest, method: str
+) -> None:
+    """Nothing refers to the message any more; messages have no weak references, hence the count."""
+    received: list[Message] = []
+    take = Received.take
+
+    def noted(self: Received) -> Message:
+        message = take(self)
+        received.append(message)
+        return message
+
+    monkeypatch.setattr(Received, "take", noted)
+    light.steps = 200
+    light.strength = 1
+    stream = pb.GenerateStreamRequest(request=light)
+    call = served.stub.Generate(light) if method == "Generate" else served.stub.GenerateStream(stream)
+    await hold_a_step(served.engines, served.unet)
+    (request,) = received
+    received.clear()
+    assert request == (light if method == "Generate" else stream)
+    assert sys.getrefcount(request) == 2  # ours, and the argument
+    call.cancel()
+    served.engines.go.set()
