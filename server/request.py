@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from mediagen.v1 import image_pb2 as pb
 
-from server.bounds import MAX_IMAGES, NUMBERS, SEEDS, check_seed, within
+from server.bounds import MAX_IMAGES, NUMBERS, SEEDS, Within, check_seed
 from server.canvas import (
     FromNoise,
     FromPicture,
@@ -160,9 +160,9 @@ def positive_texts(request: pb.GenerateRequest) -> Mapping[str, str]:
 
 def _numbers(request: pb.GenerateRequest, sampler: Sampler, engine: Engine | None) -> Iterator[Violation]:
     refused = frozenset() if engine is None else engine.refuses
-    checks = {**NUMBERS, "steps": within(1, sampler.max_steps)}
+    checks = {**NUMBERS, "steps": Within(1, sampler.max_steps)}
     if engine is not None:
-        checks["clip_skip"] = within(1, engine.family.most_skipped(engine.card))
+        checks["clip_skip"] = Within(1, engine.family.most_skipped(engine.card))
     for field, check in checks.items():
         if request.HasField(field) and field not in refused and (wrong := check(getattr(request, field))):
             yield Violation(field, wrong)

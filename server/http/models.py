@@ -8,10 +8,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from server.bounds import NUMBERS, SEEDS, Above, AtLeast, Bounds, Within
+from server.fields import DEFAULTS
 from server.http.values import Encoding, Float, Image, Int, Method, Mode, Sampler, Seed, Style, Text
+from server.request import MAX_PROMPT
+from server.samplers import SAMPLERS
 
-MAX_TEXT = 10_000  # characters
-SEEDS = 2**32
 STATES = ("pending", "running", "completed", "failed")  # of an asynchronous request
 
 
@@ -20,6 +22,20 @@ def _of(description: str, *examples: Any, **facts: float | str) -> Any:
     return Field(default=None, description=description, examples=list(examples) or None, json_schema_extra={**facts})
 
 
+def _number(name: str, bounds: Bounds, description: str, *examples: float) -> Any:
+    """A key whose value the plan judges by these bounds."""
+    match bounds:
+        case Within(least, most):
+            said, facts = f"{least:g} to {most:g}", {"minimum": least, "maximum": most}
+        case Above(bottom, most):
+            said, facts = f"Above {bottom:g}, at most {most:g}", {"exclusiveMinimum": bottom, "maximum": most}
+        case AtLeast(least):
+            said, facts = f"At least {least:g}", {"minimum": least}
+    return _of(f"{description} {said}.", *examples, default=DEFAULTS[name], **facts)
+
+
+_STEPS = Within(1, max(sampler.max_steps for sampler in SAMPLERS.values()))
+_LCM_STEPS = SAMPLERS["LCM"].max_steps
 _PICTURE = "A PNG, JPEG or WebP file in base64, with or without `data:image/png;base64,` before it."
 
 
@@ -32,28 +48,24 @@ class ImageGenerationRequest(BaseModel):
     )
 
     prompt: Text | None = _of(
-        "What the picture shows. 1 to 10,000 characters. `(x:1.5)` weighs a part, `(x)` is 1.1.",
+        f"What the picture shows. 1 to {MAX_PROMPT:,} characters. `(x:1.5)` weighs a part, `(x)` is 1.1.",
         "a red house and a sailboat at sunset",
-        maxLength=MAX_TEXT,
+        maxLength=MAX_PROMPT,
     )
-    prompt_2: Text | None = _of("For SDXL's second text encoder. Default: a copy of `prompt`.", maxLength=MAX_TEXT)
-    negative_prompt: Text | None = _of("What the picture must not show.", "people", maxLength=MAX_TEXT)
+    prompt_2: Text | None = _of("For SDXL's second text encoder. Default: a copy of `prompt`.", maxLength=MAX_PROMPT)
+    negative_prompt: Text | None = _of("What the picture must not show.", "people", maxLength=MAX_PROMPT)
     negative_prompt_2: Text | None = _of(
-        "For SDXL's second text encoder. Default: a copy of `negative_prompt`.", maxLength=MAX_TEXT
+        "For SDXL's second text encoder. Default: a copy of `negative_prompt`.", maxLength=MAX_PROMPT
     )
-    cfg_scale: Float | None = _of(
-        "How closely the picture follows the prompt. Above 0, at most 50.",
-        7.5,
-        default=12.0,
-        exclusiveMinimum=0,
-        maximum=50,
+    cfg_scale: Float | None = _number(
+        "cfg_scale", NUMBERS["cfg_scale"], "How closely the picture follows the prompt.", 7.5
     )
-    steps: Int | None = _of("Denoising steps. 1 to 200; LCM at most 50.", 30, default=30, minimum=1, maximum=200)
+    steps: Int | None = _number("steps", _STEPS, f"Denoising steps, with LCM at most {_LCM_STEPS}.", 30)
     width: Int | None = _of("Pixels. With `height` one of the engine's sizes; default: the engine's own.", 512)
     height: Int | None = _of("Pixels. With `width` one of the engine's sizes; default: the engine's own.", 512)
-    num_images: Int | None = _of("Pictures to draw.", 1, default=1, minimum=1, maximum=16)
+    num_images: Int | None = _number("num_images", NUMBERS["num_images"], "Pictures to draw.", 1)
     seed: Seed | None = _of(
-        "0 to 4294967295. One number: the first picture's; the next ones follow. A list: one a picture, null is "
+        f"0 to {SEEDS - 1}. One number: the first picture's; the next ones follow. A list: one a picture, null is "
         "random. Default: random. The seed in a reply alone draws its picture again.",
         7,
         [7, None],
@@ -62,16 +74,16 @@ class ImageGenerationRequest(BaseModel):
     image_encoding: Encoding | None = _of("File format of the reply.", "png", default="jpeg")
 
     init_image: Image | None = _of(f"Image to image: the picture to start from. {_PICTURE} It is resized.")
-    strength: Float | None = _of(
-        "How far to depart from `init_image`. Above 0, at most 1.", 0.6, default=0.8, exclusiveMinimum=0, maximum=1
-    )
+    strength: Float | None = _number("strength", NUMBERS["strength"], "How far to depart from `init_image`.", 0.6)
     mask_image: Image | None = _of(f"Inpainting: white is painted anew. Needs `init_image`. {_PICTURE}")
     outpainting: bool | None = _of(
         "`init_image` lies on a larger canvas and `mask_image` marks the unknown area.", default=False
     )
     inpaint_full_res: bool | None = _of("Inpaint the masked area at full resolution and paste it back.", default=False)
-    inpaint_full_res_padding: Int | None = _of(
-        "Pixels around the masked area that the model sees as context. At least 0.", default=32, minimum=0
+    inpaint_full_res_padding: Int | None = _number(
+        "inpaint_full_res_padding",
+        NUMBERS["inpaint_full_res_padding"],
+        "Pixels around the masked area that the model sees as context.",
     )
 
     checkpoint: Text | None = _of("Asset name of a custom checkpoint.")
@@ -82,7 +94,9 @@ class ImageGenerationRequest(BaseModel):
     textual_inversions: dict[Text, Text | None] | None = _of(
         "Textual inversion asset names and the words that stand for them; null: its name.", {"mine": "my-word"}
     )
-    clip_skip: Int | None = _of("Layers of the text encoder to skip at its end.", 1, minimum=1, maximum=12)
+    clip_skip: Int | None = _of(
+        "Layers of the text encoder to skip at its end. At least 1; how many there are is the engine's.", 1, minimum=1
+    )
 
     controlnet: Text | None = _of("ControlNet asset name. Required on the controlnet routes.")
     controlnet_image: Image | None = _of(
@@ -96,13 +110,14 @@ class ImageGenerationRequest(BaseModel):
         "Share of the steps after which the ControlNet stops.", minimum=0, maximum=1
     )
 
-    high_noise_frac: Float | None = _of(
+    high_noise_frac: Float | None = _number(
+        "high_noise_frac",
+        NUMBERS["high_noise_frac"],
         "SDXL: share of the timesteps done by the base model, the rest by the refiner.",
-        default=0.8,
-        minimum=0,
-        maximum=1,
     )
-    use_refiner: bool | None = _of("SDXL: use the refiner where the deployment has one.", default=True)
+    use_refiner: bool | None = _of(
+        "SDXL: use the refiner where the deployment has one.", default=DEFAULTS["use_refiner"]
+    )
     style_preset: Style | None = _of("SDXL: name of a style.", "Watercolor")
 
     ip_adapter_image: Image | None = _of(

@@ -4,6 +4,8 @@
 reply.
 """
 
+import base64
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -15,21 +17,36 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from json_service import Hollow, Served
 from jsonschema import Draft202012Validator
+from PIL import Image
 
 from server.catalog import Catalog
+from server.fields import DEFAULTS
 from server.http.app import ROUTES
 from server.http.body import NotJson
 from server.http.models import ImageGenerationRequest
 from server.http.translate import NO_DEMANDS, translate
 from server.request import plan
+from server.samplers import SAMPLERS
 from server.violations import InvalidRequest
 
+
+def picture() -> str:
+    """White, in base64: as a mask it paints everything."""
+    file = io.BytesIO()
+    Image.new("L", (64, 64), 255).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+PICTURE = picture()
 OLD = json.loads((Path(__file__).parent / "old_api.json").read_text())
 OLD_REQUEST = OLD["components"]["schemas"]["ImageGenerationRequest"]
 # What may be wrong with a value that the old schema allows: more than JSON can say, or nobody's number.
 OF_VALUES = {"value_error", "base64", "number_range", "finite_number", "missing", "too_long"}
 
-BEYOND = {"minimum": -1, "maximum": 1, "exclusiveMinimum": 0}
+BEYOND = {"minimum": -1, "maximum": 1, "exclusiveMinimum": 0}  # how far the first value is that is not allowed
+WITHIN = {"minimum": 0, "maximum": 0, "exclusiveMinimum": 1e-9}  # and the last that is
+LATER = {"controlnet_conditioning_scale", "controlnet_early_stop", "ip_adapter_scale"}  # as the old document has them
+NEEDED = {"init_image": PICTURE, "mask_image": PICTURE, "inpaint_full_res": True}
 
 
 def quick(examples: int) -> settings:
@@ -133,16 +150,59 @@ def test_what_the_old_document_forbids_as_unknown_is_unknown_here_but_for_a_late
     assert kinds({"prompt": "x", "svd": 1}) == {"extra_forbidden"}
 
 
-@pytest.mark.parametrize("key", ImageGenerationRequest.model_fields)
+def refused(key: str, value: object, catalog: Catalog) -> dict[str, str]:
+    """What the plan says of a value, beside which there is all that it may need."""
+    body = {"prompt": "x", "seed": 7} | NEEDED | {key: value}
+    translated = translate(json.dumps(body).encode(), "sdxl", NO_DEMANDS)
+    assert not translated.wrongs
+    try:
+        plan(translated.message, catalog)
+    except InvalidRequest as error:
+        return {violation.field: violation.description for violation in error.violations}
+    return {}
+
+
+BOUNDED = {
+    "prompt",
+    "prompt_2",
+    "negative_prompt",
+    "negative_prompt_2",
+    "cfg_scale",
+    "steps",
+    "num_images",
+    "strength",
+    "inpaint_full_res_padding",
+    "clip_skip",
+    "high_noise_frac",
+}
+
+
+@pytest.mark.parametrize("key", sorted(BOUNDED))
 def test_a_bound_that_the_document_states_is_the_plans(key: str, ours: dict[str, Any], catalog: Catalog) -> None:
     facts = ours["components"]["schemas"]["ImageGenerationRequest"]["properties"][key]
-    outside = [facts[name] + step for name, step in BEYOND.items() if name in facts]
-    outside += ["x" * (facts["maxLength"] + 1)] if "maxLength" in facts else []
-    for value in outside:
-        body = json.dumps({"prompt": "x", key: value}).encode()
-        with pytest.raises(InvalidRequest) as refused:
-            plan(translate(body, "sdxl", NO_DEMANDS).message, catalog)
-        assert key in {violation.field for violation in refused.value.violations}
+    bounds = {name: facts[name] for name in BEYOND if name in facts}
+    for name, bound in bounds.items():
+        told = refused(key, bound + BEYOND[name], catalog)
+        assert told.keys() == {key}
+        assert f"{bound:g}" in told[key].partition(" ")[2]  # after what was given
+        assert not refused(key, bound + WITHIN[name], catalog)
+    if "maxLength" in facts:
+        assert f"{facts['maxLength']:,}" in refused(key, "x" * (facts["maxLength"] + 1), catalog)[key]
+        assert not refused(key, "x" * facts["maxLength"], catalog)
+    assert bounds or "maxLength" in facts
+
+
+def test_no_other_bound_is_stated_but_for_what_comes_later(ours: dict[str, Any]) -> None:
+    properties = ours["components"]["schemas"]["ImageGenerationRequest"]["properties"]
+    stated = {key for key, facts in properties.items() if {*BEYOND, "maxLength"} & facts.keys()}
+    assert stated == BOUNDED | LATER
+
+
+def test_the_defaults_of_the_document_are_the_plans(ours: dict[str, Any]) -> None:
+    properties = ours["components"]["schemas"]["ImageGenerationRequest"]["properties"]
+    stated = {key: facts["default"] for key, facts in properties.items() if facts.get("default") is not None}
+    assert {key: stated[key] for key in DEFAULTS} == DEFAULTS
+    assert stated["sampler"] == next(iter(SAMPLERS))
 
 
 async def test_replies_are_what_the_old_document_promises(served: Served) -> None:
