@@ -1,6 +1,6 @@
 """The bodies of the JSON routes: keys, types, and what the document says of them. Values are the plan's to judge.
 
-A type is checked here because the proto cannot hold a wrong one; a bound is only written down here, for the document.
+A type is checked here because the proto cannot hold a wrong one; a bound is the plan's, and only told here.
 Every key may be null, which is as if it were not there.
 """
 

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import tracemalloc
 
 import httpx
 import pytest
@@ -11,10 +12,12 @@ from json_service import Served
 from mediagen.v1 import image_pb2 as pb
 from PIL import Image
 
+from server.catalog import Catalog
 from server.engines.port import EngineUnavailable
 from server.http import facade, jobs
 from server.http.replies import Answer
 from server.plan import Plan
+from server.request import plan
 from server.rpc.reader import Reader
 
 SHORT = {"prompt": "a red house", "steps": 1, "width": 384, "height": 704, "seed": 7}
@@ -165,6 +168,21 @@ async def test_a_table_full_of_unfinished_work_refuses_more(served: Served, monk
 async def test_requests_that_hold_too_much_memory_are_refused(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "MAX_BYTES", 50)
     assert (await submit(served, SHORT)).status_code == 429
+
+
+@pytest.mark.parametrize("character", ["x", "x ", "\u6f22", "\U0001f600", "(x:1.1)"])
+def test_no_plan_of_texts_holds_more_than_is_counted_for_it(catalog: Catalog, character: str) -> None:
+    fields = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
+    length = 10_000 // len(character) - 1
+    texts = {field: str(i) + character * length for i, field in enumerate(fields)}
+    request = pb.GenerateRequest(engine="sdxl", num_images=16, **texts)
+    plan(request, catalog)  # what is made once is made
+    tracemalloc.start()
+    what = plan(request, catalog)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert what.prompt == texts["prompt"]
+    assert held < facade.PLAN_BYTES
 
 
 @pytest.mark.parametrize(("name", "value"), [("MAX_JOBS", 2), ("MAX_BYTES", 50_000)])
