@@ -106,7 +106,7 @@ async def test_a_request_that_finds_the_service_full_waits_for_its_turn_and_is_r
 async def test_a_waiting_request_counts_by_the_pictures_it_holds(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "MAX_BYTES", 500_000)
+    monkeypatch.setattr(jobs, "MAX_BYTES", facade.PLAN_BYTES + 400_000)
     assert (await submit(served, SHORT | {"init_image": picture()})).status_code == 429  # 704 x 384 x 3 bytes
     assert (await submit(served, SHORT)).status_code == 202
 
