@@ -54,7 +54,8 @@ class BoundedProtocol(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """In JSON, as the rest; an answer that has begun is cut."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            self.transport.write(_reply(HTTPStatus.BAD_REQUEST, f"{msg} It is not as HTTP/1.1 has it; mend the caller"))
+            why = "not as HTTP/1.1 has it; look at the request line, the headers and the body's length"
+            self.transport.write(_reply(HTTPStatus.BAD_REQUEST, why))
         self.transport.close()
 
     def _watch(self) -> None:
