@@ -166,7 +166,7 @@ def kept(fields: dict[str, Any], keys: list[int]) -> dict[str, Any]:
 
 
 REQUESTS = st.builds(kept, MESSAGES, st.lists(st.integers(3, 25), max_size=4))
-KEYS = st.text(max_size=5) | one_of("[key]", "one", "list", "body", "engine", "seeds")  # some are names of ours
+KEYS = st.text(max_size=5) | one_of("[key]", "list", "engine")  # some are names of the parser's, of the proto's
 JUNK: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
@@ -194,13 +194,8 @@ def as_json(fields: dict[str, Any], junk: dict[str, Any]) -> dict[str, Any]:
     return body | junk
 
 
-BODIES = st.builds(
-    as_json,
-    REQUESTS,
-    seldom(
-        st.dictionaries(st.sampled_from([*ImageGenerationRequest.model_fields]) | KEYS, JUNK, max_size=2), st.just({})
-    ),
-)
+OURS = st.sampled_from([*ImageGenerationRequest.model_fields])
+BODIES = st.builds(as_json, REQUESTS, seldom(st.dictionaries(OURS | KEYS, JUNK, min_size=1, max_size=2), st.just({})))
 CHANGES = seldom(st.tuples(st.integers(0, 200), st.integers(0, 200), st.binary(max_size=4)), st.none())
 PATHS = st.sampled_from([route.path for route in ROUTES] + ["/generate/sd", "/generate/sdxl", "/generate/sd3"] * 4)
 
