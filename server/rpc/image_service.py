@@ -22,7 +22,7 @@ from server.rpc.reader import Reader
 from server.safety import NotChecked, Passed, Removed, Verdict
 from server.violations import InvalidRequest, Violation
 
-ROW = 32  # requests with pictures that are read or wait for it, whoever asks: half of the default permits stay for others
+ROW = 32  # requests with pictures that are read or wait for it, whoever asks: half the default permits stay for others
 
 
 class ImageService(image_pb2_grpc.ImageServiceServicer):
