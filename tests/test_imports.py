@@ -22,7 +22,8 @@ ARROWS: Mapping[str, frozenset[str]] = {
         "server.violations",
         "server.explain": "server.engines server.meter server.plan",
         "server.prompt_filter": "",
-        "server.http": "server.fields server.plan server.prompts server.rpc",
+        "server.http": "server.bounds server.fields server.plan server.prompt_filter server.prompts server.request "
+        "server.rpc server.samplers server.violations",
         "server.admission": "",
         "server.pipeline": "server.beginning server.canvas server.denoising server.families server.plan server.safety",
         "server.denoising": "server.beginning server.families server.levels server.noise server.plan server.samplers",
