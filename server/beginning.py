@@ -43,6 +43,8 @@ class Beginning:
 
 async def encode(plan: Plan, run: Run) -> Encoded:
     """Every picture that the plan's denoising needs, each by one execution."""
+    if plan.encodings == 0:
+        return Encoded((), ())
     family, card = plan.engine.family, plan.engine.card
     pixels, unmasked = _shown(plan)
     everything = np.ones(pixels.shape[:2], np.uint8)
@@ -78,11 +80,14 @@ def begin(plan: Plan, encoded: Encoded, noise: NoiseStream) -> Beginning:
     x = np.float32(plan.trajectory.start_scale) * start
     if plan.keeps_picture:
         x = _noised(picture[0], start, plan.walked[0].here)
-    mask = latent_mask(_shown(plan)[1] == 0, factor)  # 1 h w
     nothing = np.empty((0, *shape[1:]), np.float32)
-    telling = View(_as_it_is, np.concatenate((mask, *masked)) if masked else nothing)
+    plain = View(_as_it_is, nothing)
+    if not masked and not isinstance(plan.start, Inpainting):
+        return Beginning(x, plain, plain)
+    mask = latent_mask(_shown(plan)[1] == 0, factor)  # 1 h w
+    telling = View(_as_it_is, np.concatenate((mask, *masked))) if masked else plain
     if not isinstance(plan.start, Inpainting) or not picture:
-        return Beginning(x, telling, View(_as_it_is, nothing))
+        return Beginning(x, telling, plain)
 
     def known(x: Array, level: Level) -> Array:
         blended: Array = mask * x + (1 - mask) * _noised(picture[0], start, level)

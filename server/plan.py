@@ -102,14 +102,14 @@ class Plan:
         """Those at the end that are the refiner's; none where it takes no part."""
         return self.walked[self._cut :]
 
-    @property
+    @cached_property
     def _cut(self) -> int:
         """How many steps lie in the base's share of the timesteps: diffusers' `denoising_end` and `denoising_start`."""
         timesteps = self.engine.card.scheduler.num_train_timesteps
         cutoff = round(timesteps - self.high_noise_frac * timesteps)
         return sum(step.here.time >= cutoff for step in self.walked)
 
-    @property
+    @cached_property
     def evaluations(self) -> int:
         """Of the denoising networks together, for one picture."""
         return self.sampler.evaluations(self.base_steps) + self.sampler.evaluations(self.refiner_steps)

@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel
 from mediagen.v1 import image_pb2 as pb
-from parity import tiny_sd3
+from parity import homes, tiny_sd3
 from parity.tiny_sdxl import randomise
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -36,12 +36,10 @@ from server.beginning import encode
 from server.canvas import FromPicture, Inpainting, from_picture, inpainting, whole
 from server.catalog import Engine, read_catalog
 from server.denoising import denoise
-from server.engines.local import LocalEngines
 from server.engines.port import Array, Spec, Tensors
 from server.families.base import Run, Size
 from server.plan import Plan
 from server.request import plan
-from server.scheduler import StepScheduler
 
 SEED = 1234
 SIZE = Size(256, 192)  # small for the sake of time
@@ -167,7 +165,7 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     if exported:
         export(kind.recipe, checkpoint, kind.recipe.card(checkpoint, "tiny", "", None), repository, lambda text: None)
         engine = read_catalog(repository)["tiny"]
-        engines = partial(_local, repository, engine, folder / "cache")
+        engines = partial(homes.local, repository, engine, folder / "cache")
     else:
         run = _torch_engines(kind.recipe, checkpoint, repository)
         engine, engines = read_catalog(repository)["tiny"], partial(nullcontext, run)
@@ -200,16 +198,6 @@ def _torch_engines(recipe: Recipe, checkpoint: Checkpoint, repository: Path) -> 
         return {port.name: output.numpy() for port, output in zip(spec.outputs, outputs, strict=True)}
 
     return run
-
-
-@asynccontextmanager
-async def _local(repository: Path, engine: Engine, cache: Path) -> AsyncIterator[Run]:
-    """In this process: the contract tests prove Triton equal to it, bit by bit."""
-    engines = LocalEngines(repository, engine.specs, cache)
-    for spec in engine.specs:
-        await engines.load(spec.name)
-    yield StepScheduler(engines).run
-    await engines.close()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ the thorough one. The default checkpoint through its committed engines.
 import dataclasses
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from mediagen.v1 import image_pb2 as pb
-from parity import tiny_sdxl
+from parity import homes, tiny_sdxl
 from parity.test_pictures import (
     CLIPPED,
     LATENTS_TOLERANCE,
@@ -34,11 +34,9 @@ from export.repository import export
 from server.beginning import encode
 from server.catalog import Engine, read_catalog
 from server.denoising import denoise
-from server.engines.local import LocalEngines
 from server.families.base import Run, Size
 from server.plan import Plan
 from server.request import plan
-from server.scheduler import StepScheduler
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHECKPOINTS = ROOT / "demo" / "checkpoints"
@@ -79,19 +77,9 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             checkpoint = tiny_sdxl.joined(base, refiner)
             export(sdxl, checkpoint, sdxl.card(checkpoint, "sdxl", "", None), repository, lambda text: None)
         engine = read_catalog(repository)["sdxl"]
-        engines = partial(_local, repository, engine, folder / "cache")
+        engines = partial(homes.local, repository, engine, folder / "cache")
     zeros: bool = engine.card.zeros_for_no_negative  # type: ignore[attr-defined]
     return Subject(engine, engines, tiny_sdxl.oracle(base, refiner, zeros=zeros))
-
-
-@asynccontextmanager
-async def _local(repository: Path, engine: Engine, cache: Path) -> AsyncIterator[Run]:
-    """In this process: the contract tests prove Triton equal to it, bit by bit."""
-    engines = LocalEngines(repository, engine.specs, cache)
-    for spec in engine.specs:
-        await engines.load(spec.name)
-    yield StepScheduler(engines).run
-    await engines.close()
 
 
 @pytest.fixture
