@@ -25,37 +25,37 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17mediagen/v1/asset.proto\x12\x0bmediagen.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x89\x02\n\x05\x41sset\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12$\n\x04type\x18\x03 \x01(\x0e\x32\x16.mediagen.v1.AssetType\x12\x0e\n\x06\x66\x61mily\x18\x04 \x01(\t\x12&\n\x05state\x18\x05 \x01(\x0e\x32\x17.mediagen.v1.AssetState\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\x12\x0e\n\x06sha256\x18\x08 \x01(\t\x12\x0e\n\x06public\x18\t \x01(\x08\x12\x13\n\x0b\x64\x65scription\x18\n \x01(\t\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x85\x01\n\x11ListAssetsRequest\x12$\n\x04type\x18\x01 \x01(\x0e\x32\x16.mediagen.v1.AssetType\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x13\n\x0bname_prefix\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"Q\n\x12ListAssetsResponse\x12\"\n\x06\x61ssets\x18\x01 \x03(\x0b\x32\x12.mediagen.v1.Asset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x0fGetAssetRequest\x12\r\n\x05\x61sset\x18\x01 \x01(\t\"5\n\x10GetAssetResponse\x12!\n\x05\x61sset\x18\x01 \x01(\x0b\x32\x12.mediagen.v1.Asset\"c\n\x12UploadAssetRequest\x12\x34\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1d.mediagen.v1.AssetDescriptionH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\x9f\x01\n\x10\x41ssetDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x04type\x18\x02 \x01(\x0e\x32\x16.mediagen.v1.AssetType\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x0e\n\x06public\x18\x05 \x01(\x08\x12\x13\n\x0b\x64\x65scription\x18\x06 \x01(\t\x12\x0e\n\x06offset\x18\x07 \x01(\x03\"8\n\x13UploadAssetResponse\x12!\n\x05\x61sset\x18\x01 \x01(\x0b\x32\x12.mediagen.v1.Asset\"#\n\x12\x44\x65leteAssetRequest\x12\r\n\x05\x61sset\x18\x01 \x01(\t\"\x15\n\x13\x44\x65leteAssetResponse*\xc3\x01\n\tAssetType\x12\x1a\n\x16\x41SSET_TYPE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41SSET_TYPE_CHECKPOINT\x10\x01\x12\x13\n\x0f\x41SSET_TYPE_LORA\x10\x02\x12 \n\x1c\x41SSET_TYPE_TEXTUAL_INVERSION\x10\x03\x12\x12\n\x0e\x41SSET_TYPE_VAE\x10\x04\x12\x19\n\x15\x41SSET_TYPE_CONTROLNET\x10\x05\x12\x19\n\x15\x41SSET_TYPE_IP_ADAPTER\x10\x06*\xe0\x01\n\nAssetState\x12\x1b\n\x17\x41SSET_STATE_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x41SSET_STATE_READY_TO_UPLOAD\x10\x01\x12\x19\n\x15\x41SSET_STATE_UPLOADING\x10\x02\x12\x18\n\x14\x41SSET_STATE_UPLOADED\x10\x03\x12\x15\n\x11\x41SSET_STATE_READY\x10\x04\x12\x18\n\x14\x41SSET_STATE_REJECTED\x10\x05\x12\x15\n\x11\x41SSET_STATE_ERROR\x10\x06\x12\x17\n\x13\x41SSET_STATE_DELETED\x10\x07\x32\xcc\x02\n\x0c\x41ssetService\x12M\n\nListAssets\x12\x1e.mediagen.v1.ListAssetsRequest\x1a\x1f.mediagen.v1.ListAssetsResponse\x12G\n\x08GetAsset\x12\x1c.mediagen.v1.GetAssetRequest\x1a\x1d.mediagen.v1.GetAssetResponse\x12R\n\x0bUploadAsset\x12\x1f.mediagen.v1.UploadAssetRequest\x1a .mediagen.v1.UploadAssetResponse(\x01\x12P\n\x0b\x44\x65leteAsset\x12\x1f.mediagen.v1.DeleteAssetRequest\x1a .mediagen.v1.DeleteAssetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17mediagen/v1/asset.proto\x12\x0bmediagen.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd7\x02\n\x05\x41sset\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12$\n\x04type\x18\x03 \x01(\x0e\x32\x16.mediagen.v1.AssetType\x12\x0e\n\x06\x66\x61mily\x18\x04 \x01(\t\x12&\n\x05state\x18\x05 \x01(\x0e\x32\x17.mediagen.v1.AssetState\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\x12\x0e\n\x06sha256\x18\x08 \x01(\t\x12\x0e\n\x06public\x18\t \x01(\x08\x12\x13\n\x0b\x64\x65scription\x18\n \x01(\t\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x65ngines\x18\x0c \x03(\t\x12\x14\n\x0cpreprocessor\x18\r \x01(\t\x12\x16\n\x0ereceived_bytes\x18\x0e \x01(\x03\x12\r\n\x05owned\x18\x0f \x01(\x08\"\x85\x01\n\x11ListAssetsRequest\x12$\n\x04type\x18\x01 \x01(\x0e\x32\x16.mediagen.v1.AssetType\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x13\n\x0bname_prefix\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"Q\n\x12ListAssetsResponse\x12\"\n\x06\x61ssets\x18\x01 \x03(\x0b\x32\x12.mediagen.v1.Asset\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x0fGetAssetRequest\x12\r\n\x05\x61sset\x18\x01 \x01(\t\"5\n\x10GetAssetResponse\x12!\n\x05\x61sset\x18\x01 \x01(\x0b\x32\x12.mediagen.v1.Asset\"c\n\x12UploadAssetRequest\x12\x34\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1d.mediagen.v1.AssetDescriptionH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\xb5\x01\n\x10\x41ssetDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x04type\x18\x02 \x01(\x0e\x32\x16.mediagen.v1.AssetType\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x0e\n\x06public\x18\x05 \x01(\x08\x12\x13\n\x0b\x64\x65scription\x18\x06 \x01(\t\x12\x0e\n\x06offset\x18\x07 \x01(\x03\x12\x14\n\x0cpreprocessor\x18\x08 \x01(\t\"8\n\x13UploadAssetResponse\x12!\n\x05\x61sset\x18\x01 \x01(\x0b\x32\x12.mediagen.v1.Asset\"#\n\x12\x44\x65leteAssetRequest\x12\r\n\x05\x61sset\x18\x01 \x01(\t\"\x15\n\x13\x44\x65leteAssetResponse*\xc3\x01\n\tAssetType\x12\x1a\n\x16\x41SSET_TYPE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41SSET_TYPE_CHECKPOINT\x10\x01\x12\x13\n\x0f\x41SSET_TYPE_LORA\x10\x02\x12 \n\x1c\x41SSET_TYPE_TEXTUAL_INVERSION\x10\x03\x12\x12\n\x0e\x41SSET_TYPE_VAE\x10\x04\x12\x19\n\x15\x41SSET_TYPE_CONTROLNET\x10\x05\x12\x19\n\x15\x41SSET_TYPE_IP_ADAPTER\x10\x06*\xe0\x01\n\nAssetState\x12\x1b\n\x17\x41SSET_STATE_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x41SSET_STATE_READY_TO_UPLOAD\x10\x01\x12\x19\n\x15\x41SSET_STATE_UPLOADING\x10\x02\x12\x18\n\x14\x41SSET_STATE_UPLOADED\x10\x03\x12\x15\n\x11\x41SSET_STATE_READY\x10\x04\x12\x18\n\x14\x41SSET_STATE_REJECTED\x10\x05\x12\x15\n\x11\x41SSET_STATE_ERROR\x10\x06\x12\x17\n\x13\x41SSET_STATE_DELETED\x10\x07\x32\xcc\x02\n\x0c\x41ssetService\x12M\n\nListAssets\x12\x1e.mediagen.v1.ListAssetsRequest\x1a\x1f.mediagen.v1.ListAssetsResponse\x12G\n\x08GetAsset\x12\x1c.mediagen.v1.GetAssetRequest\x1a\x1d.mediagen.v1.GetAssetResponse\x12R\n\x0bUploadAsset\x12\x1f.mediagen.v1.UploadAssetRequest\x1a .mediagen.v1.UploadAssetResponse(\x01\x12P\n\x0b\x44\x65leteAsset\x12\x1f.mediagen.v1.DeleteAssetRequest\x1a .mediagen.v1.DeleteAssetResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mediagen.v1.asset_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ASSETTYPE']._serialized_start=1031
-  _globals['_ASSETTYPE']._serialized_end=1226
-  _globals['_ASSETSTATE']._serialized_start=1229
-  _globals['_ASSETSTATE']._serialized_end=1453
+  _globals['_ASSETTYPE']._serialized_start=1131
+  _globals['_ASSETTYPE']._serialized_end=1326
+  _globals['_ASSETSTATE']._serialized_start=1329
+  _globals['_ASSETSTATE']._serialized_end=1553
   _globals['_ASSET']._serialized_start=74
-  _globals['_ASSET']._serialized_end=339
-  _globals['_LISTASSETSREQUEST']._serialized_start=342
-  _globals['_LISTASSETSREQUEST']._serialized_end=475
-  _globals['_LISTASSETSRESPONSE']._serialized_start=477
-  _globals['_LISTASSETSRESPONSE']._serialized_end=558
-  _globals['_GETASSETREQUEST']._serialized_start=560
-  _globals['_GETASSETREQUEST']._serialized_end=592
-  _globals['_GETASSETRESPONSE']._serialized_start=594
-  _globals['_GETASSETRESPONSE']._serialized_end=647
-  _globals['_UPLOADASSETREQUEST']._serialized_start=649
-  _globals['_UPLOADASSETREQUEST']._serialized_end=748
-  _globals['_ASSETDESCRIPTION']._serialized_start=751
-  _globals['_ASSETDESCRIPTION']._serialized_end=910
-  _globals['_UPLOADASSETRESPONSE']._serialized_start=912
-  _globals['_UPLOADASSETRESPONSE']._serialized_end=968
-  _globals['_DELETEASSETREQUEST']._serialized_start=970
-  _globals['_DELETEASSETREQUEST']._serialized_end=1005
-  _globals['_DELETEASSETRESPONSE']._serialized_start=1007
-  _globals['_DELETEASSETRESPONSE']._serialized_end=1028
-  _globals['_ASSETSERVICE']._serialized_start=1456
-  _globals['_ASSETSERVICE']._serialized_end=1788
+  _globals['_ASSET']._serialized_end=417
+  _globals['_LISTASSETSREQUEST']._serialized_start=420
+  _globals['_LISTASSETSREQUEST']._serialized_end=553
+  _globals['_LISTASSETSRESPONSE']._serialized_start=555
+  _globals['_LISTASSETSRESPONSE']._serialized_end=636
+  _globals['_GETASSETREQUEST']._serialized_start=638
+  _globals['_GETASSETREQUEST']._serialized_end=670
+  _globals['_GETASSETRESPONSE']._serialized_start=672
+  _globals['_GETASSETRESPONSE']._serialized_end=725
+  _globals['_UPLOADASSETREQUEST']._serialized_start=727
+  _globals['_UPLOADASSETREQUEST']._serialized_end=826
+  _globals['_ASSETDESCRIPTION']._serialized_start=829
+  _globals['_ASSETDESCRIPTION']._serialized_end=1010
+  _globals['_UPLOADASSETRESPONSE']._serialized_start=1012
+  _globals['_UPLOADASSETRESPONSE']._serialized_end=1068
+  _globals['_DELETEASSETREQUEST']._serialized_start=1070
+  _globals['_DELETEASSETREQUEST']._serialized_end=1105
+  _globals['_DELETEASSETRESPONSE']._serialized_start=1107
+  _globals['_DELETEASSETRESPONSE']._serialized_end=1128
+  _globals['_ASSETSERVICE']._serialized_start=1556
+  _globals['_ASSETSERVICE']._serialized_end=1888
 # @@protoc_insertion_point(module_scope)

@@ -47,7 +47,7 @@ ASSET_STATE_ERROR: AssetState
 ASSET_STATE_DELETED: AssetState
 
 class Asset(_message.Message):
-    __slots__ = ("id", "name", "type", "family", "state", "reason", "size_bytes", "sha256", "public", "description", "create_time")
+    __slots__ = ("id", "name", "type", "family", "state", "reason", "size_bytes", "sha256", "public", "description", "create_time", "engines", "preprocessor", "received_bytes", "owned")
     ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
@@ -59,6 +59,10 @@ class Asset(_message.Message):
     PUBLIC_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    ENGINES_FIELD_NUMBER: _ClassVar[int]
+    PREPROCESSOR_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OWNED_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     type: AssetType
@@ -70,7 +74,11 @@ class Asset(_message.Message):
     public: bool
     description: str
     create_time: _timestamp_pb2.Timestamp
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., type: _Optional[_Union[AssetType, str]] = ..., family: _Optional[str] = ..., state: _Optional[_Union[AssetState, str]] = ..., reason: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., public: _Optional[bool] = ..., description: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    engines: _containers.RepeatedScalarFieldContainer[str]
+    preprocessor: str
+    received_bytes: int
+    owned: bool
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., type: _Optional[_Union[AssetType, str]] = ..., family: _Optional[str] = ..., state: _Optional[_Union[AssetState, str]] = ..., reason: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., public: _Optional[bool] = ..., description: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., engines: _Optional[_Iterable[str]] = ..., preprocessor: _Optional[str] = ..., received_bytes: _Optional[int] = ..., owned: _Optional[bool] = ...) -> None: ...
 
 class ListAssetsRequest(_message.Message):
     __slots__ = ("type", "family", "name_prefix", "page_size", "page_token")
@@ -115,7 +123,7 @@ class UploadAssetRequest(_message.Message):
     def __init__(self, description: _Optional[_Union[AssetDescription, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class AssetDescription(_message.Message):
-    __slots__ = ("name", "type", "size_bytes", "sha256", "public", "description", "offset")
+    __slots__ = ("name", "type", "size_bytes", "sha256", "public", "description", "offset", "preprocessor")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -123,6 +131,7 @@ class AssetDescription(_message.Message):
     PUBLIC_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    PREPROCESSOR_FIELD_NUMBER: _ClassVar[int]
     name: str
     type: AssetType
     size_bytes: int
@@ -130,7 +139,8 @@ class AssetDescription(_message.Message):
     public: bool
     description: str
     offset: int
-    def __init__(self, name: _Optional[str] = ..., type: _Optional[_Union[AssetType, str]] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., public: _Optional[bool] = ..., description: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
+    preprocessor: str
+    def __init__(self, name: _Optional[str] = ..., type: _Optional[_Union[AssetType, str]] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., public: _Optional[bool] = ..., description: _Optional[str] = ..., offset: _Optional[int] = ..., preprocessor: _Optional[str] = ...) -> None: ...
 
 class UploadAssetResponse(_message.Message):
     __slots__ = ("asset",)

@@ -50,6 +50,13 @@ class IpAdapterMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     IP_ADAPTER_MODE_UNSPECIFIED: _ClassVar[IpAdapterMode]
     IP_ADAPTER_MODE_BASE: _ClassVar[IpAdapterMode]
 
+class VariantSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    VARIANT_SOURCE_UNSPECIFIED: _ClassVar[VariantSource]
+    VARIANT_SOURCE_BUILT: _ClassVar[VariantSource]
+    VARIANT_SOURCE_DISK: _ClassVar[VariantSource]
+    VARIANT_SOURCE_MEMORY: _ClassVar[VariantSource]
+
 class SafetyCheck(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     SAFETY_CHECK_UNSPECIFIED: _ClassVar[SafetyCheck]
@@ -87,6 +94,10 @@ IP_ADAPTER_METHOD_STYLE: IpAdapterMethod
 IP_ADAPTER_METHOD_COMPOSITION: IpAdapterMethod
 IP_ADAPTER_MODE_UNSPECIFIED: IpAdapterMode
 IP_ADAPTER_MODE_BASE: IpAdapterMode
+VARIANT_SOURCE_UNSPECIFIED: VariantSource
+VARIANT_SOURCE_BUILT: VariantSource
+VARIANT_SOURCE_DISK: VariantSource
+VARIANT_SOURCE_MEMORY: VariantSource
 SAFETY_CHECK_UNSPECIFIED: SafetyCheck
 SAFETY_CHECK_NOT_CHECKED: SafetyCheck
 SAFETY_CHECK_PASSED: SafetyCheck
@@ -105,7 +116,7 @@ class TransferImages(_message.Message):
     def __init__(self, images: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("engine", "prompt", "prompt_2", "negative_prompt", "negative_prompt_2", "cfg_scale", "steps", "width", "height", "num_images", "seed", "seeds", "sampler", "image_encoding", "init_image", "strength", "mask_image", "outpainting", "inpaint_full_res", "inpaint_full_res_padding", "checkpoint", "vae", "loras", "textual_inversions", "clip_skip", "controlnet", "controlnet_image", "controlnet_preprocess", "controlnet_conditioning_scale", "controlnet_early_stop", "high_noise_frac", "use_refiner", "style_preset", "ip_adapter_image", "ip_adapter_mask_image", "ip_adapter_method", "ip_adapter_mode", "ip_adapter_scale", "transfer_images")
+    __slots__ = ("engine", "prompt", "prompt_2", "negative_prompt", "negative_prompt_2", "cfg_scale", "steps", "width", "height", "num_images", "seed", "seeds", "sampler", "image_encoding", "init_image", "strength", "mask_image", "outpainting", "inpaint_full_res", "inpaint_full_res_padding", "checkpoint", "vae", "loras", "textual_inversions", "clip_skip", "controlnet", "controlnet_image", "controlnet_preprocess", "controlnet_conditioning_scale", "controlnet_early_stop", "high_noise_frac", "use_refiner", "style_preset", "ip_adapter_image", "ip_adapter_mask_image", "ip_adapter_method", "ip_adapter_mode", "ip_adapter_scale", "transfer_images", "ip_adapter")
     class LorasEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -166,6 +177,7 @@ class GenerateRequest(_message.Message):
     IP_ADAPTER_MODE_FIELD_NUMBER: _ClassVar[int]
     IP_ADAPTER_SCALE_FIELD_NUMBER: _ClassVar[int]
     TRANSFER_IMAGES_FIELD_NUMBER: _ClassVar[int]
+    IP_ADAPTER_FIELD_NUMBER: _ClassVar[int]
     engine: str
     prompt: str
     prompt_2: str
@@ -205,21 +217,38 @@ class GenerateRequest(_message.Message):
     ip_adapter_mode: IpAdapterMode
     ip_adapter_scale: float
     transfer_images: _containers.MessageMap[str, TransferImages]
-    def __init__(self, engine: _Optional[str] = ..., prompt: _Optional[str] = ..., prompt_2: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., negative_prompt_2: _Optional[str] = ..., cfg_scale: _Optional[float] = ..., steps: _Optional[int] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., num_images: _Optional[int] = ..., seed: _Optional[int] = ..., seeds: _Optional[_Iterable[_Union[Seed, _Mapping]]] = ..., sampler: _Optional[_Union[Sampler, str]] = ..., image_encoding: _Optional[_Union[ImageEncoding, str]] = ..., init_image: _Optional[bytes] = ..., strength: _Optional[float] = ..., mask_image: _Optional[bytes] = ..., outpainting: _Optional[bool] = ..., inpaint_full_res: _Optional[bool] = ..., inpaint_full_res_padding: _Optional[int] = ..., checkpoint: _Optional[str] = ..., vae: _Optional[str] = ..., loras: _Optional[_Mapping[str, float]] = ..., textual_inversions: _Optional[_Mapping[str, str]] = ..., clip_skip: _Optional[int] = ..., controlnet: _Optional[str] = ..., controlnet_image: _Optional[bytes] = ..., controlnet_preprocess: _Optional[bool] = ..., controlnet_conditioning_scale: _Optional[float] = ..., controlnet_early_stop: _Optional[float] = ..., high_noise_frac: _Optional[float] = ..., use_refiner: _Optional[bool] = ..., style_preset: _Optional[str] = ..., ip_adapter_image: _Optional[bytes] = ..., ip_adapter_mask_image: _Optional[bytes] = ..., ip_adapter_method: _Optional[_Union[IpAdapterMethod, str]] = ..., ip_adapter_mode: _Optional[_Union[IpAdapterMode, str]] = ..., ip_adapter_scale: _Optional[float] = ..., transfer_images: _Optional[_Mapping[str, TransferImages]] = ...) -> None: ...
+    ip_adapter: str
+    def __init__(self, engine: _Optional[str] = ..., prompt: _Optional[str] = ..., prompt_2: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., negative_prompt_2: _Optional[str] = ..., cfg_scale: _Optional[float] = ..., steps: _Optional[int] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., num_images: _Optional[int] = ..., seed: _Optional[int] = ..., seeds: _Optional[_Iterable[_Union[Seed, _Mapping]]] = ..., sampler: _Optional[_Union[Sampler, str]] = ..., image_encoding: _Optional[_Union[ImageEncoding, str]] = ..., init_image: _Optional[bytes] = ..., strength: _Optional[float] = ..., mask_image: _Optional[bytes] = ..., outpainting: _Optional[bool] = ..., inpaint_full_res: _Optional[bool] = ..., inpaint_full_res_padding: _Optional[int] = ..., checkpoint: _Optional[str] = ..., vae: _Optional[str] = ..., loras: _Optional[_Mapping[str, float]] = ..., textual_inversions: _Optional[_Mapping[str, str]] = ..., clip_skip: _Optional[int] = ..., controlnet: _Optional[str] = ..., controlnet_image: _Optional[bytes] = ..., controlnet_preprocess: _Optional[bool] = ..., controlnet_conditioning_scale: _Optional[float] = ..., controlnet_early_stop: _Optional[float] = ..., high_noise_frac: _Optional[float] = ..., use_refiner: _Optional[bool] = ..., style_preset: _Optional[str] = ..., ip_adapter_image: _Optional[bytes] = ..., ip_adapter_mask_image: _Optional[bytes] = ..., ip_adapter_method: _Optional[_Union[IpAdapterMethod, str]] = ..., ip_adapter_mode: _Optional[_Union[IpAdapterMode, str]] = ..., ip_adapter_scale: _Optional[float] = ..., transfer_images: _Optional[_Mapping[str, TransferImages]] = ..., ip_adapter: _Optional[str] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("request_id", "images", "effective", "timings", "notices")
+    __slots__ = ("request_id", "images", "effective", "timings", "notices", "variants")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     EFFECTIVE_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     NOTICES_FIELD_NUMBER: _ClassVar[int]
+    VARIANTS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     images: _containers.RepeatedCompositeFieldContainer[Image]
     effective: EffectiveParameters
     timings: Timings
     notices: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, request_id: _Optional[str] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., effective: _Optional[_Union[EffectiveParameters, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., notices: _Optional[_Iterable[str]] = ...) -> None: ...
+    variants: _containers.RepeatedCompositeFieldContainer[Variant]
+    def __init__(self, request_id: _Optional[str] = ..., images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., effective: _Optional[_Union[EffectiveParameters, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., notices: _Optional[_Iterable[str]] = ..., variants: _Optional[_Iterable[_Union[Variant, _Mapping]]] = ...) -> None: ...
+
+class Variant(_message.Message):
+    __slots__ = ("model", "graph", "source", "build_ms", "load_ms")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    GRAPH_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    BUILD_MS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_MS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    graph: str
+    source: VariantSource
+    build_ms: float
+    load_ms: float
+    def __init__(self, model: _Optional[str] = ..., graph: _Optional[str] = ..., source: _Optional[_Union[VariantSource, str]] = ..., build_ms: _Optional[float] = ..., load_ms: _Optional[float] = ...) -> None: ...
 
 class Image(_message.Message):
     __slots__ = ("data", "encoding", "width", "height", "index", "seed", "safety_check", "safety_score")
@@ -242,7 +271,28 @@ class Image(_message.Message):
     def __init__(self, data: _Optional[bytes] = ..., encoding: _Optional[_Union[ImageEncoding, str]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., index: _Optional[int] = ..., seed: _Optional[int] = ..., safety_check: _Optional[_Union[SafetyCheck, str]] = ..., safety_score: _Optional[float] = ...) -> None: ...
 
 class EffectiveParameters(_message.Message):
-    __slots__ = ("engine", "prompt", "negative_prompt", "cfg_scale", "steps", "evaluations", "width", "height", "seeds", "sampler", "image_encoding", "models", "prompt_2", "negative_prompt_2", "high_noise_frac", "strength", "clip_skip", "style_preset", "outpainting", "inpaint_full_res", "inpaint_full_res_padding")
+    __slots__ = ("engine", "prompt", "negative_prompt", "cfg_scale", "steps", "evaluations", "width", "height", "seeds", "sampler", "image_encoding", "models", "prompt_2", "negative_prompt_2", "high_noise_frac", "strength", "clip_skip", "style_preset", "outpainting", "inpaint_full_res", "inpaint_full_res_padding", "checkpoint", "vae", "loras", "textual_inversions", "controlnet", "controlnet_preprocessor", "controlnet_conditioning_scale", "controlnet_early_stop", "ip_adapter", "ip_adapter_method", "ip_adapter_scale", "transfer_images")
+    class LorasEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class TextualInversionsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class TransferImagesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     NEGATIVE_PROMPT_FIELD_NUMBER: _ClassVar[int]
@@ -264,6 +314,18 @@ class EffectiveParameters(_message.Message):
     OUTPAINTING_FIELD_NUMBER: _ClassVar[int]
     INPAINT_FULL_RES_FIELD_NUMBER: _ClassVar[int]
     INPAINT_FULL_RES_PADDING_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    VAE_FIELD_NUMBER: _ClassVar[int]
+    LORAS_FIELD_NUMBER: _ClassVar[int]
+    TEXTUAL_INVERSIONS_FIELD_NUMBER: _ClassVar[int]
+    CONTROLNET_FIELD_NUMBER: _ClassVar[int]
+    CONTROLNET_PREPROCESSOR_FIELD_NUMBER: _ClassVar[int]
+    CONTROLNET_CONDITIONING_SCALE_FIELD_NUMBER: _ClassVar[int]
+    CONTROLNET_EARLY_STOP_FIELD_NUMBER: _ClassVar[int]
+    IP_ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    IP_ADAPTER_METHOD_FIELD_NUMBER: _ClassVar[int]
+    IP_ADAPTER_SCALE_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_IMAGES_FIELD_NUMBER: _ClassVar[int]
     engine: str
     prompt: str
     negative_prompt: str
@@ -285,23 +347,37 @@ class EffectiveParameters(_message.Message):
     outpainting: bool
     inpaint_full_res: bool
     inpaint_full_res_padding: int
-    def __init__(self, engine: _Optional[str] = ..., prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., cfg_scale: _Optional[float] = ..., steps: _Optional[int] = ..., evaluations: _Optional[int] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., seeds: _Optional[_Iterable[int]] = ..., sampler: _Optional[_Union[Sampler, str]] = ..., image_encoding: _Optional[_Union[ImageEncoding, str]] = ..., models: _Optional[_Iterable[str]] = ..., prompt_2: _Optional[str] = ..., negative_prompt_2: _Optional[str] = ..., high_noise_frac: _Optional[float] = ..., strength: _Optional[float] = ..., clip_skip: _Optional[int] = ..., style_preset: _Optional[str] = ..., outpainting: _Optional[bool] = ..., inpaint_full_res: _Optional[bool] = ..., inpaint_full_res_padding: _Optional[int] = ...) -> None: ...
+    checkpoint: str
+    vae: str
+    loras: _containers.ScalarMap[str, float]
+    textual_inversions: _containers.ScalarMap[str, str]
+    controlnet: str
+    controlnet_preprocessor: str
+    controlnet_conditioning_scale: float
+    controlnet_early_stop: float
+    ip_adapter: str
+    ip_adapter_method: IpAdapterMethod
+    ip_adapter_scale: float
+    transfer_images: _containers.ScalarMap[str, int]
+    def __init__(self, engine: _Optional[str] = ..., prompt: _Optional[str] = ..., negative_prompt: _Optional[str] = ..., cfg_scale: _Optional[float] = ..., steps: _Optional[int] = ..., evaluations: _Optional[int] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., seeds: _Optional[_Iterable[int]] = ..., sampler: _Optional[_Union[Sampler, str]] = ..., image_encoding: _Optional[_Union[ImageEncoding, str]] = ..., models: _Optional[_Iterable[str]] = ..., prompt_2: _Optional[str] = ..., negative_prompt_2: _Optional[str] = ..., high_noise_frac: _Optional[float] = ..., strength: _Optional[float] = ..., clip_skip: _Optional[int] = ..., style_preset: _Optional[str] = ..., outpainting: _Optional[bool] = ..., inpaint_full_res: _Optional[bool] = ..., inpaint_full_res_padding: _Optional[int] = ..., checkpoint: _Optional[str] = ..., vae: _Optional[str] = ..., loras: _Optional[_Mapping[str, float]] = ..., textual_inversions: _Optional[_Mapping[str, str]] = ..., controlnet: _Optional[str] = ..., controlnet_preprocessor: _Optional[str] = ..., controlnet_conditioning_scale: _Optional[float] = ..., controlnet_early_stop: _Optional[float] = ..., ip_adapter: _Optional[str] = ..., ip_adapter_method: _Optional[_Union[IpAdapterMethod, str]] = ..., ip_adapter_scale: _Optional[float] = ..., transfer_images: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class Timings(_message.Message):
-    __slots__ = ("queue_ms", "conditioning_ms", "denoising_ms", "decoding_ms", "encoding_ms", "total_ms")
+    __slots__ = ("queue_ms", "conditioning_ms", "denoising_ms", "decoding_ms", "encoding_ms", "total_ms", "adapters_ms")
     QUEUE_MS_FIELD_NUMBER: _ClassVar[int]
     CONDITIONING_MS_FIELD_NUMBER: _ClassVar[int]
     DENOISING_MS_FIELD_NUMBER: _ClassVar[int]
     DECODING_MS_FIELD_NUMBER: _ClassVar[int]
     ENCODING_MS_FIELD_NUMBER: _ClassVar[int]
     TOTAL_MS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_MS_FIELD_NUMBER: _ClassVar[int]
     queue_ms: float
     conditioning_ms: float
     denoising_ms: float
     decoding_ms: float
     encoding_ms: float
     total_ms: float
-    def __init__(self, queue_ms: _Optional[float] = ..., conditioning_ms: _Optional[float] = ..., denoising_ms: _Optional[float] = ..., decoding_ms: _Optional[float] = ..., encoding_ms: _Optional[float] = ..., total_ms: _Optional[float] = ...) -> None: ...
+    adapters_ms: float
+    def __init__(self, queue_ms: _Optional[float] = ..., conditioning_ms: _Optional[float] = ..., denoising_ms: _Optional[float] = ..., decoding_ms: _Optional[float] = ..., encoding_ms: _Optional[float] = ..., total_ms: _Optional[float] = ..., adapters_ms: _Optional[float] = ...) -> None: ...
 
 class GenerateStreamRequest(_message.Message):
     __slots__ = ("request", "preview_interval")
@@ -312,18 +388,26 @@ class GenerateStreamRequest(_message.Message):
     def __init__(self, request: _Optional[_Union[GenerateRequest, _Mapping]] = ..., preview_interval: _Optional[int] = ...) -> None: ...
 
 class GenerateStreamResponse(_message.Message):
-    __slots__ = ("accepted", "progress", "preview", "image", "summary")
+    __slots__ = ("accepted", "progress", "preview", "image", "summary", "preparing")
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     PREVIEW_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    PREPARING_FIELD_NUMBER: _ClassVar[int]
     accepted: Accepted
     progress: Progress
     preview: Preview
     image: Image
     summary: Summary
-    def __init__(self, accepted: _Optional[_Union[Accepted, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., preview: _Optional[_Union[Preview, _Mapping]] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., summary: _Optional[_Union[Summary, _Mapping]] = ...) -> None: ...
+    preparing: Preparing
+    def __init__(self, accepted: _Optional[_Union[Accepted, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., preview: _Optional[_Union[Preview, _Mapping]] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., summary: _Optional[_Union[Summary, _Mapping]] = ..., preparing: _Optional[_Union[Preparing, _Mapping]] = ...) -> None: ...
+
+class Preparing(_message.Message):
+    __slots__ = ("models",)
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, models: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Accepted(_message.Message):
     __slots__ = ("request_id", "effective", "queue_position", "notices")
@@ -358,10 +442,12 @@ class Preview(_message.Message):
     def __init__(self, index: _Optional[int] = ..., evaluation: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Summary(_message.Message):
-    __slots__ = ("timings",)
+    __slots__ = ("timings", "variants")
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    VARIANTS_FIELD_NUMBER: _ClassVar[int]
     timings: Timings
-    def __init__(self, timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+    variants: _containers.RepeatedCompositeFieldContainer[Variant]
+    def __init__(self, timings: _Optional[_Union[Timings, _Mapping]] = ..., variants: _Optional[_Iterable[_Union[Variant, _Mapping]]] = ...) -> None: ...
 
 class GenerateBatchRequest(_message.Message):
     __slots__ = ("id", "generate", "cancel")
