@@ -1,0 +1,1 @@
+"""The asset library: weights that callers bring, and who may use them."""
