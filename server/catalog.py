@@ -21,6 +21,7 @@ class Engine:
     card: Card
     family: Family[Any]  # of the card's own type
     specs: tuple[Spec, ...]  # the family's, then the safety stage's
+    templates: tuple[Spec, ...]  # graphs that are run as variants alone
     refuses: frozenset[str]  # request fields that ask for what it does not have
     schedule: Schedule
     tokenizers: Mapping[str, TextTokenizer]  # by text engine
@@ -64,6 +65,7 @@ def _engine(card: Card, family: Family[Any], repository: Path, checked: bool) ->
         card=card,
         family=family,
         specs=(*family.engines(card), *safety.specs),
+        templates=family.templates(card),
         refuses=family.refuses(card),
         schedule=noise_schedule(card.scheduler),
         tokenizers={name: TextTokenizer(repository / name / "tokenizer.json") for name in names},

@@ -52,7 +52,32 @@ def sdxl_catalog(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     padding = tokenizer["padding"] | {"pad_id": 0, "pad_token": "!"}
     scheduler = Scheduler(1000, 0.00085, 0.012, "scaled_linear", "epsilon", 1, False, "leading")
     for name, refiner in (("sdxl", True), ("ssd", False)):
-        card = SdxlCard(name, "sdxl", name, "nowhere", 4, 8, scheduler, False, False, 6, 10, 12, 4, True, refiner)
+        card = SdxlCard(
+            name=name,
+            family="sdxl",
+            title=name,
+            source="nowhere",
+            latent_channels=4,
+            pixels_per_latent=8,
+            scheduler=scheduler,
+            inpainting=False,
+            safety_checker=False,
+            control=False,
+            image_side=0,
+            image_width=0,
+            vision_width=0,
+            image_patches=0,
+            ip_blocks=(),
+            ip_plus=False,
+            text_width=6,
+            text_2_width=10,
+            pooled_width=12,
+            text_layers=4,
+            zeros_for_no_negative=True,
+            refiner=refiner,
+            transfer_side=0,
+            transfer_lora="",
+        )
         folder.joinpath(f"{name}.json").write_text(json.dumps(asdict(card)))
         for engine, content in (("text_encoder", tokenizer), ("text_encoder_2", tokenizer | {"padding": padding})):
             path = folder / f"{name}_{engine}" / "tokenizer.json"

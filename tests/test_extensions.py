@@ -70,6 +70,7 @@ FAMILY = Family(
     refuses=lambda card: frozenset({"prompt_2"}),
     samplers=SAMPLERS,
     engines=engines,
+    templates=lambda card: (),
     executions=lambda plan, card: {spec.name: 1 for spec in engines(card)},
     most_skipped=lambda card: 0,
     first_step=lambda steps, strength: int(steps * (1 - strength)),

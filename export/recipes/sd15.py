@@ -146,6 +146,13 @@ def _card(checkpoint: Checkpoint, name: str, title: str, scheduler: Scheduler) -
         scheduler=scheduler,
         inpainting=inpainting,
         safety_checker=False,
+        control=False,
+        image_side=0,
+        image_width=0,
+        vision_width=0,
+        image_patches=0,
+        ip_blocks=(),
+        ip_plus=False,
         text_width=text["hidden_size"],
         text_layers=text["num_hidden_layers"],
     )

@@ -212,12 +212,21 @@ def _card(checkpoint: Checkpoint, name: str, title: str, prediction_type: str | 
         scheduler=trained_scheduler(checkpoint, prediction_type),
         inpainting=inpainting,
         safety_checker=False,
+        control=False,
+        image_side=0,
+        image_width=0,
+        vision_width=0,
+        image_patches=0,
+        ip_blocks=(),
+        ip_plus=False,
         text_width=text["hidden_size"],
         text_2_width=text_2["hidden_size"],
         pooled_width=text_2["projection_dim"],
         text_layers=min(text["num_hidden_layers"], text_2["num_hidden_layers"]),
         zeros_for_no_negative=_zeros(checkpoint),
         refiner="refiner" in checkpoint.joined,
+        transfer_side=0,
+        transfer_lora="",
     )
 
 

@@ -76,6 +76,7 @@ class Family(Generic[AnyCard]):
     refuses: Callable[[AnyCard], frozenset[str]]  # request fields that ask for what a checkpoint does not have
     samplers: Mapping[str, Sampler]  # by name in a request; the first is the default
     engines: Callable[[AnyCard], tuple[Spec, ...]]  # in the order of their first use
+    templates: Callable[[AnyCard], tuple[Spec, ...]]  # graphs without weights of their own, run only as variants
     executions: Callable[[Plan, AnyCard], Mapping[str, int]]  # of each network that a plan runs, for all its pictures
     most_skipped: Callable[[AnyCard], int]  # layers that `clip_skip` may leave out of the text encoders
     first_step: Callable[[int, float], int]  # of image to image with (steps, strength)

@@ -43,10 +43,15 @@ def read_card(path: Path, types: Mapping[str, type[Card]]) -> Card:
             scheduler, wanted = _scheduler(fields["scheduler"]), get_type_hints(types[family])["scheduler"]
             if not isinstance(scheduler, wanted):
                 raise TypeError(f"its scheduler is a {type(scheduler).__name__}, {family} has a {wanted.__name__}")
-            return types[family](**{**fields, "scheduler": scheduler})
+            return types[family](**{**_with_tuples(fields), "scheduler": scheduler})
     except (TypeError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a card of this version: {error}; export the checkpoint again") from error
     raise ValueError(f"{path} names the family {family!r}; this version has {', '.join(sorted(types))}")
+
+
+def _with_tuples(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """JSON's lists as a card has them."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 def _scheduler(fields: Mapping[str, Any]) -> Scheduler | FlowScheduler:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from server.engines.port import Port, Spec
+from server.families.adapted import AdaptedCard, image_encoders, templates
 from server.families.base import Family, Run, Size, Stage, Text
-from server.families.card import Card
 from server.families.parts import (
     CLIP_TOKENS,
     MAX_ROWS,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Sd15Card(Card):
+class Sd15Card(AdaptedCard):
     """A checkpoint of Stable Diffusion 1.5's shape."""
 
     scheduler: Scheduler
@@ -50,6 +50,7 @@ def text_encoder(card: Sd15Card) -> Spec:
         inputs=(
             Port("input_ids", "int64", ("rows", CLIP_TOKENS)),
             Port("skip", "int64", ("rows",)),  # layers left out at the end; 0: none
+            Port("vectors", "float32", ("rows", "vectors", card.text_width)),  # an id -1-i reads vector i of its row
         ),
         outputs=(
             Port("hidden_states", "float32", ("rows", CLIP_TOKENS, card.text_width)),
@@ -75,7 +76,7 @@ def unet(card: Sd15Card) -> Spec:
 
 def engines(card: Sd15Card) -> tuple[Spec, ...]:
     """All of a checkpoint."""
-    return (text_encoder(card), vae_encoder(card), unet(card), vae_decoder(card))
+    return (text_encoder(card), *image_encoders(card), vae_encoder(card), unet(card), vae_decoder(card))
 
 
 def texts(card: Sd15Card) -> tuple[Text, ...]:
@@ -116,6 +117,7 @@ FAMILY = Family(
     ),
     samplers=SAMPLERS,
     engines=engines,
+    templates=lambda card: templates(card, unet(card), card.text_width),
     executions=used,
     most_skipped=lambda card: min(card.text_layers - 1, MOST_SKIPPED),
     first_step=shortened,

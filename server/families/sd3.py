@@ -167,6 +167,7 @@ FAMILY = Family(
     ),
     samplers={FLOW_MATCH_EULER.name: FLOW_MATCH_EULER},
     engines=engines,
+    templates=lambda card: (),
     executions=used,
     most_skipped=lambda card: 0,
     first_step=lambda steps, strength: min(int(max(steps - steps * strength, 0)), steps - 1),

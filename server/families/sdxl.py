@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from server.engines.port import Port, Spec, Tensors
+from server.families.adapted import AdaptedCard, image_encoders, templates
 from server.families.base import Family, Run, Size, Stage, Text, together
-from server.families.card import Card
 from server.families.parts import (
     CLIP_TOKENS,
     MAX_ROWS,
@@ -46,7 +46,7 @@ REFINER_TIME_IDS = 5  # original height and width, top and left of the crop, aes
 
 
 @dataclass(frozen=True)
-class SdxlCard(Card):
+class SdxlCard(AdaptedCard):
     """A checkpoint of SDXL's shape."""
 
     scheduler: Scheduler
@@ -56,19 +56,28 @@ class SdxlCard(Card):
     text_layers: int  # of the encoder with the fewer
     zeros_for_no_negative: bool  # whether the base was trained with zeros for no text (force_zeros_for_empty_prompt)
     refiner: bool  # whether the repository holds one
+    transfer_side: int  # pixels of what the encoder of transfer images is shown; 0: there is none
+    transfer_lora: str  # that goes with it: SHA-256 of a file among the repository's assets; empty: none
 
 
-_TEXT = (
-    Port("input_ids", "int64", ("rows", CLIP_TOKENS)),
-    Port("skip", "int64", ("rows",)),  # layers left out at the end, the last of all not counted; 0: none
-)
+def _text(width: int) -> tuple[Port, ...]:
+    return (
+        Port("input_ids", "int64", ("rows", CLIP_TOKENS)),
+        Port("skip", "int64", ("rows",)),  # layers left out at the end, the last of all not counted; 0: none
+        Port("vectors", "float32", ("rows", "vectors", width)),  # an id -1-i reads vector i of its row
+    )
+
+
+def states_width(card: SdxlCard) -> int:
+    """Channels of both encoders' states side by side."""
+    return card.text_width + card.text_2_width
 
 
 def text_encoder(card: SdxlCard) -> Spec:
     """The smaller one, CLIP-L as published."""
     return Spec(
         name=f"{card.name}_text_encoder",
-        inputs=_TEXT,
+        inputs=_text(card.text_width),
         outputs=(Port("hidden_states", "float32", ("rows", CLIP_TOKENS, card.text_width)),),  # before the last layer
         max_rows=MAX_ROWS,
     )
@@ -78,7 +87,7 @@ def text_encoder_2(card: SdxlCard) -> Spec:
     """The larger one, CLIP-bigG as published."""
     return Spec(
         name=f"{card.name}_text_encoder_2",
-        inputs=_TEXT,
+        inputs=_text(card.text_2_width),
         outputs=(
             Port("hidden_states", "float32", ("rows", CLIP_TOKENS, card.text_2_width)),  # before the last layer
             Port("pooled", "float32", ("rows", card.pooled_width)),  # projected, of the end token
@@ -89,8 +98,7 @@ def text_encoder_2(card: SdxlCard) -> Spec:
 
 def unet(card: SdxlCard) -> Spec:
     """The base model."""
-    text_width = card.text_width + card.text_2_width
-    return _denoiser(f"{card.name}_unet", card, card.sample_channels, text_width, BASE_TIME_IDS)
+    return _denoiser(f"{card.name}_unet", card, card.sample_channels, states_width(card), BASE_TIME_IDS)
 
 
 def refiner(card: SdxlCard) -> Spec:
@@ -114,10 +122,34 @@ def _denoiser(name: str, card: SdxlCard, channels: int, text_width: int, time_id
     )
 
 
+def transfer_encoder(card: SdxlCard) -> Spec:
+    """A picture to what a trigger word stands for: PhotoMaker's CLIP tower with its projections."""
+    return Spec(
+        name=f"{card.name}_transfer_encoder",
+        # RGB, normalised by CLIP's mean and deviation
+        inputs=(Port("pixel_values", "float32", ("rows", 3, card.transfer_side, card.transfer_side)),),
+        outputs=(Port("identity", "float32", ("rows", states_width(card))),),
+        max_rows=MAX_ROWS,
+    )
+
+
+def transfer_fusion(card: SdxlCard) -> Spec:
+    """The state of a token and one picture's identity to the state that takes its place."""
+    width = states_width(card)
+    return Spec(
+        name=f"{card.name}_transfer_fusion",
+        inputs=(Port("text", "float32", ("rows", width)), Port("identity", "float32", ("rows", width))),
+        outputs=(Port("fused", "float32", ("rows", width)),),
+        max_rows=MAX_ROWS,
+    )
+
+
 def engines(card: SdxlCard) -> tuple[Spec, ...]:
     """All of a checkpoint."""
     denoisers = (unet(card), refiner(card)) if card.refiner else (unet(card),)
-    return (text_encoder(card), text_encoder_2(card), vae_encoder(card), *denoisers, vae_decoder(card))
+    transfer = (transfer_encoder(card), transfer_fusion(card)) if card.transfer_side > 0 else ()
+    pictures = (*image_encoders(card), *transfer, vae_encoder(card))
+    return (text_encoder(card), text_encoder_2(card), *pictures, *denoisers, vae_decoder(card))
 
 
 def used(plan: Plan, card: SdxlCard) -> Mapping[str, int]:
@@ -222,6 +254,7 @@ FAMILY = Family(
     refuses=lambda card: frozenset() if card.refiner else frozenset({"high_noise_frac", "use_refiner"}),
     samplers=SAMPLERS,
     engines=engines,
+    templates=lambda card: templates(card, unet(card), states_width(card)),
     executions=used,
     most_skipped=lambda card: min(card.text_layers - 1, MOST_SKIPPED),
     first_step=shortened,

@@ -94,6 +94,13 @@ def test_the_card_says_what_the_checkpoint_says(checkpoint: Checkpoint) -> None:
         ),
         inpainting=False,
         safety_checker=False,
+        control=False,
+        image_side=0,
+        image_width=0,
+        vision_width=0,
+        image_patches=0,
+        ip_blocks=(),
+        ip_plus=False,
         text_width=16,
         text_layers=3,
     )

@@ -83,12 +83,21 @@ def test_the_card_says_what_base_and_refiner_say(both: Checkpoint) -> None:
         ),
         inpainting=False,
         safety_checker=False,
+        control=False,
+        image_side=0,
+        image_width=0,
+        vision_width=0,
+        image_patches=0,
+        ip_blocks=(),
+        ip_plus=False,
         text_width=16,
         text_2_width=24,
         pooled_width=24,
         text_layers=3,  # of the first; the second has 4
         zeros_for_no_negative=True,
         refiner=True,
+        transfer_side=0,
+        transfer_lora="",
     )
 
 
@@ -194,7 +203,9 @@ def test_the_text_engines_give_what_diffusers_reads_of_their_encoders(base: Chec
         recipe = recipe_of(name, base)
         _, model = rendered(recipe, base, folder)
         outputs = [port.name for port in recipe.spec.outputs]
-        found = openvino_runtime.OpenVINOEngine(model, outputs, "float32").run({"input_ids": ids, "skip": skip})
+        width = recipe.spec.inputs[-1].shape[-1]
+        inputs = {"input_ids": ids, "skip": skip, "vectors": np.zeros((3, 1, width), np.float32)}
+        found = openvino_runtime.OpenVINOEngine(model, outputs, "float32").run(inputs)
         with torch.no_grad():
             encoder = kind.from_pretrained(base.path(name), torch_dtype=torch.float32)
             expected = encoder(torch.from_numpy(ids), output_hidden_states=True)
