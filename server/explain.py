@@ -22,7 +22,7 @@ class Explanation:
 
 def explain(plan: Plan, seconds: Seconds) -> Explanation:
     """Networks run one after the other for a picture, and each is given the rows of all pictures together."""
-    counts = executions(plan)
+    counts = plan.executions
     specs = {spec.name: spec for spec in plan.engine.specs}
     times = {name: _seconds(plan, specs[name], count, seconds) for name, count in counts.items()}
     return Explanation(
@@ -30,12 +30,6 @@ def explain(plan: Plan, seconds: Seconds) -> Explanation:
         seconds=sum(time for time in times.values() if time is not None),
         unmeasured=tuple(name for name, time in times.items() if time is None),
     )
-
-
-def executions(plan: Plan) -> Mapping[str, int]:
-    """Of each network for all pictures, in the order of first use."""
-    looks = {spec.name: len(plan.seeds) for spec in plan.engine.safety.specs}
-    return {**plan.engine.family.executions(plan, plan.engine.card), **looks}
 
 
 def _seconds(plan: Plan, spec: Spec, count: int, seconds: Seconds) -> float | None:

@@ -8,8 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from server.adapters.control import Control, NoControl
+from server.adapters.ip_adapter import ImagePrompt, NoImagePrompt
+from server.adapters.names import AdapterNames
+from server.adapters.transfer import Transfer
+from server.adapters.weights import Part, Variant, variants
 from server.canvas import FromNoise, FromPicture, Inpainting
 from server.catalog import Engine
+from server.engines.port import Array
 from server.families.base import Size, Text
 from server.pictures import Encoding
 from server.samplers.base import Sampler, Step, Trajectory
@@ -44,6 +50,12 @@ class Plan:
     steps: int  # of a run from noise
     high_noise_frac: float  # share of the timesteps before the refiner's; 1 where none takes part
     encoding: Encoding
+    parts: tuple[Part, ...]  # weights over the engine's own
+    vectors: Mapping[str, Array]  # by text engine: k width, float32, what token ids below 0 stand for; empty without
+    control: Control | NoControl
+    image_prompt: ImagePrompt | NoImagePrompt
+    transfers: tuple[Transfer, ...]
+    adapters: AdapterNames  # for what a reply and a file tell
     notices: tuple[str, ...]  # what was cut on the way, in sentences
 
     @property
@@ -113,6 +125,19 @@ class Plan:
     def evaluations(self) -> int:
         """Of the denoising networks together, for one picture."""
         return self.sampler.evaluations(self.base_steps) + self.sampler.evaluations(self.refiner_steps)
+
+    @cached_property
+    def executions(self) -> Mapping[str, int]:
+        """Of each network by its name in the model repository, for all pictures, in the order of their first use."""
+        engine = self.engine
+        counts = engine.family.executions(self, engine.card)
+        return {**counts, **{spec.name: len(self.seeds) for spec in engine.safety.specs}}
+
+    @cached_property
+    def variants(self) -> Mapping[str, Variant]:
+        """What runs in place of the repository's networks, by their name."""
+        ran = [spec for spec in self.engine.specs if spec.name in self.executions]
+        return variants(self.engine.card.name, ran, self.parts)
 
     def rows(self, text: Text) -> tuple[Prompt, ...]:
         """Of a text: (negative, positive) where guidance is on, else (positive,)."""

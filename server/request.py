@@ -9,6 +9,9 @@ from collections.abc import Iterator, Mapping
 
 from mediagen.v1 import image_pb2 as pb
 
+from server.adapters.control import NoControl
+from server.adapters.ip_adapter import NoImagePrompt
+from server.adapters.names import AdapterNames
 from server.bounds import MAX_IMAGES, NUMBERS, SEEDS, Within, check_seed
 from server.canvas import (
     FromNoise,
@@ -108,6 +111,12 @@ def plan(request: pb.GenerateRequest, catalog: Catalog) -> Plan:
         steps=int(_given(request, "steps")),
         high_noise_frac=_given(request, "high_noise_frac") if refined else 1.0,
         encoding=_ENCODINGS[request.image_encoding],
+        parts=(),
+        vectors={},
+        control=NoControl(),
+        image_prompt=NoImagePrompt(),
+        transfers=(),
+        adapters=AdapterNames(),
         notices=(*reading.notices, *_unused(request, guidance_scale)),
     )
 

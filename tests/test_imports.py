@@ -28,7 +28,8 @@ ARROWS: Mapping[str, frozenset[str]] = {
         "server.pipeline": "server.beginning server.canvas server.denoising server.families server.plan server.safety",
         "server.denoising": "server.beginning server.families server.levels server.noise server.plan server.samplers",
         "server.beginning": "server.canvas server.families server.levels server.noise server.plan",
-        "server.request": "server.bounds server.canvas server.catalog server.engines server.families server.fields "
+        "server.adapters": "server.engines server.levels",
+        "server.request": "server.adapters server.bounds server.canvas server.catalog server.engines server.families server.fields "
         "server.images server.pictures server.plan server.prompts server.samplers server.sizes server.violations "
         "server.wording",
         "server.fields": "server.violations",
@@ -36,7 +37,7 @@ ARROWS: Mapping[str, frozenset[str]] = {
         "server.sizes": "server.families",
         "server.violations": "",
         "server.wording": "server.families server.prompts server.tokenizer",
-        "server.plan": "server.canvas server.catalog server.families server.pictures server.samplers server.tokenizer",
+        "server.plan": "server.adapters server.canvas server.catalog server.engines server.families server.pictures server.samplers server.tokenizer",
         "server.canvas": "server.engines",
         "server.images": "server.engines",
         "server.catalog": "server.families server.engines server.levels server.safety server.tokenizer",

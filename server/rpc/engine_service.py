@@ -7,7 +7,6 @@ from mediagen.v1 import engine_pb2_grpc, image_pb2
 
 from server.catalog import Catalog, Engine
 from server.engines.port import Condition, State
-from server.explain import executions
 from server.prompts.styles import STYLES
 from server.request import plan
 from server.rpc.interceptor import Context
@@ -32,7 +31,7 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
 def _networks_of_a_plain_request(name: str, catalog: Catalog) -> Collection[str]:
     """What a prompt and nothing else runs: an engine that is ready for it is told as ready."""
     what = plan(image_pb2.GenerateRequest(engine=name, prompt="anything"), catalog)
-    return executions(what).keys()
+    return what.executions.keys()
 
 
 def _engine(engine: Engine, plain: Collection[str], conditions: Mapping[str, Condition]) -> pb.Engine:

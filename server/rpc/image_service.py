@@ -10,7 +10,7 @@ from mediagen.v1 import image_pb2_grpc
 from server.admission import Admission
 from server.canvas import FromNoise
 from server.catalog import Catalog
-from server.explain import Seconds, executions, explain
+from server.explain import Seconds, explain
 from server.families.base import Run
 from server.pipeline import Evaluated, Finished, Picture, generate
 from server.plan import Plan
@@ -178,7 +178,7 @@ def effective(what: Plan) -> pb.EffectiveParameters:
         seeds=what.seeds,
         sampler=pb.SAMPLER_UNSPECIFIED if "sampler" in refuses else f"SAMPLER_{what.sampler.name}",
         image_encoding=f"IMAGE_ENCODING_{what.encoding.name}",
-        models=list(executions(what)),
+        models=list(what.executions),
         high_noise_frac=None if "high_noise_frac" in refuses else what.high_noise_frac,
         outpainting=what.outpainting,
         inpaint_full_res=what.inpaint_full_res,

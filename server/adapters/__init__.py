@@ -1,0 +1,1 @@
+"""What a request puts on top of an engine: other weights, new words, pictures that guide."""
