@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from server.tokenizer import Prompt
 
 _PLAIN = np.float32(1)
+_NONE: Mapping[str, Array] = {}
 
 
 class _Reading(NamedTuple):
@@ -29,8 +30,15 @@ class _Reading(NamedTuple):
     skip: int
 
 
-async def text_states(encoder: Spec, prompts: Sequence[Prompt], skips: Sequence[int], run: Run) -> Tensors:
+async def text_states(
+    encoder: Spec,
+    prompts: Sequence[Prompt],
+    skips: Sequence[int],
+    run: Run,
+    vectors: Mapping[str, Array] = _NONE,
+) -> Tensors:
     """A text engine's outputs for some texts, a row each, with `skips` as many of its last layers left out.
+    `vectors` are a plan's: by text engine, what ids below 0 stand for (k width, float32).
 
     `hidden_states` (rows tokens width, float32) has the chunks of a text one after the other; `pooled` (rows width),
     where the engine has it, is the first chunk's. Each distinct chunk is encoded once; without texts nothing is.
@@ -40,7 +48,7 @@ async def text_states(encoder: Spec, prompts: Sequence[Prompt], skips: Sequence[
     texts = list(zip(prompts, skips, strict=True))
     readings = [_Reading(chunk.ids, skip) for prompt, skip in texts for chunk in prompt.chunks]
     readings += [_Reading(prompt.empty.ids, skip) for prompt, skip in texts if _weighted(prompt)]
-    encoded = await _encoded(encoder, tuple(dict.fromkeys(readings)), run)
+    encoded = await _encoded(encoder, tuple(dict.fromkeys(readings)), run, _table(encoder, vectors))
     states = {"hidden_states": np.stack([_states(prompt, skip, encoded) for prompt, skip in texts])}
     if any(port.name == "pooled" for port in encoder.outputs):
         first = [encoded[_Reading(prompt.chunks[0].ids, skip)] for prompt, skip in texts]
@@ -53,10 +61,16 @@ def left_out(plan: Plan, prompts: Sequence[Prompt]) -> tuple[int, ...]:
     return (0, plan.clip_skip)[-len(prompts) :] if prompts else ()
 
 
-async def _encoded(encoder: Spec, readings: Sequence[_Reading], run: Run) -> Mapping[_Reading, Tensors]:
+def _table(encoder: Spec, vectors: Mapping[str, Array]) -> Array:
+    """k width, float32. The port has one row at least: nobody reads that of a request without inversions."""
+    (width,) = (int(port.shape[-1]) for port in encoder.outputs if port.name == "hidden_states")
+    return vectors.get(encoder.name, np.zeros((1, width), np.float32))
+
+
+async def _encoded(encoder: Spec, readings: Sequence[_Reading], run: Run, table: Array) -> Mapping[_Reading, Tensors]:
     """The outputs of each, without a batch axis, in as few calls as there are to be."""
     calls = [readings[begin : begin + encoder.max_rows] for begin in range(0, len(readings), encoder.max_rows)]
-    answers = await together(*(run(encoder, _inputs(encoder, call)) for call in calls))
+    answers = await together(*(run(encoder, _inputs(encoder, call, table)) for call in calls))
     return {
         reading: {name: tensor[row] for name, tensor in outputs.items()}
         for call, outputs in zip(calls, answers, strict=True)
@@ -64,11 +78,12 @@ async def _encoded(encoder: Spec, readings: Sequence[_Reading], run: Run) -> Map
     }
 
 
-def _inputs(encoder: Spec, readings: Sequence[_Reading]) -> Tensors:
-    """What the engine has ports for: SD3's leave out no layers."""
+def _inputs(encoder: Spec, readings: Sequence[_Reading], table: Array) -> Tensors:
+    """What the engine has ports for: SD3's leave out no layers and know no inversions."""
     given = {
         "input_ids": np.array([reading.ids for reading in readings], np.int64),  # rows tokens
         "skip": np.array([reading.skip for reading in readings], np.int64),  # rows
+        "vectors": np.repeat(table[None], len(readings), axis=0),  # rows vectors width
     }
     return {port.name: given[port.name] for port in encoder.inputs}
 

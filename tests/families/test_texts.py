@@ -117,6 +117,26 @@ async def test_no_texts_are_no_call() -> None:
     assert network.asked == []
 
 
+TABLED = Spec("tabled", (IDS, SKIP, Port("vectors", "float32", ("rows", "vectors", WIDTH))), (STATES,), max_rows=2)
+
+
+async def test_every_row_of_every_call_has_the_vectors_that_ids_below_0_stand_for() -> None:
+    network = Network()
+    table = np.arange(2 * WIDTH, dtype=np.float32).reshape(2, WIDTH)
+    prompts = [Prompt((chunk(1, -1, -2, 9), chunk(1, number, 9, 9)), EMPTY) for number in (3, 4)]
+    await text_states(TABLED, prompts, [0, 0], network.run, {"other": table + 1, "tabled": table})
+    assert [inputs["vectors"].shape for _, inputs in network.asked] == [(2, 2, WIDTH), (1, 2, WIDTH)]
+    assert all((inputs["vectors"] == table).all() for _, inputs in network.asked)
+
+
+async def test_without_inversions_an_engine_that_could_take_some_is_given_one_vector_of_zeros() -> None:
+    network = Network()
+    await text_states(TABLED, [Prompt((EMPTY,), EMPTY)], [0], network.run, {})
+    ((_, inputs),) = network.asked
+    assert inputs["vectors"].shape == (1, 1, WIDTH)
+    assert not inputs["vectors"].any()
+
+
 async def told(catalog: Catalog, **fields: object) -> list[Tensors]:
     """What each stage of a request is told besides its sample."""
     made = plan(pb.GenerateRequest(**{"prompt": "a red house"} | fields), catalog)
