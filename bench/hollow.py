@@ -38,18 +38,21 @@ def write(original: Path, root: Path) -> None:
 
 
 def _text(width: int) -> _Graph:
-    """Every text state is its token's number, less the layers left out."""
+    """Every text state is its token's number, less the layers left out, more the largest vector's value."""
     nodes = [
         helper.make_node("Unsqueeze", ["skip", "second"], ["skips"]),
         helper.make_node("Sub", ["input_ids", "skips"], ["less"]),
         helper.make_node("Cast", ["less"], ["numbers"], to=TensorProto.FLOAT),
-        helper.make_node("Unsqueeze", ["numbers", "last"], ["column"]),
+        helper.make_node("ReduceMax", ["vectors"], ["vector"], keepdims=0),
+        helper.make_node("Add", ["numbers", "vector"], ["sum"]),
+        helper.make_node("Unsqueeze", ["sum", "last"], ["column"]),
         helper.make_node("Mul", ["column", "row"], ["hidden_states"]),
     ]
     ids = np.arange(77)[None]  # 1 77
     states = np.repeat(ids[..., None], width, axis=2).astype(np.float32)
     constants = {"second": np.array([1]), "last": np.array([2]), "row": np.ones(width, np.float32)}
-    return nodes, constants, {"input_ids": ids, "skip": np.zeros(1, np.int64)}, {"hidden_states": states}
+    inputs = {"input_ids": ids, "skip": np.zeros(1, np.int64), "vectors": np.zeros((1, 1, width), np.float32)}
+    return nodes, constants, inputs, {"hidden_states": states}
 
 
 def _unet(width: int) -> _Graph:

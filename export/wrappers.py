@@ -1,6 +1,7 @@
 """Modules that several families' recipes put around a component. Knows no family."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -50,9 +51,11 @@ class PenultimateStates(torch.nn.Module):
         super().__init__()
         self.component = component
 
-    def forward(self, input_ids: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-        """rows 77, int64, and rows, int64: how many more layers to leave out -> rows 77 width, float32."""
-        return skipping(self.component(input_ids, output_hidden_states=True).hidden_states[:-1], skip)
+    def forward(self, input_ids: torch.Tensor, skip: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+        """rows 77, int64; rows, int64: how many more layers to leave out; rows vectors width, float32 (see `inverted`)
+        -> rows 77 width, float32."""
+        with inverted(self.component, input_ids, vectors):
+            return skipping(self.component(input_ids, output_hidden_states=True).hidden_states[:-1], skip)
 
 
 class PenultimateStatesAndPooled(torch.nn.Module):
@@ -62,10 +65,33 @@ class PenultimateStatesAndPooled(torch.nn.Module):
         super().__init__()
         self.component = component
 
-    def forward(self, input_ids: torch.Tensor, skip: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """rows 77, int64, and rows, int64 -> rows 77 width, rows pooled; float32."""
-        result = self.component(input_ids, output_hidden_states=True)
+    def forward(
+        self, input_ids: torch.Tensor, skip: torch.Tensor, vectors: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `PenultimateStates` -> rows 77 width, rows pooled; float32."""
+        with inverted(self.component, input_ids, vectors):
+            result = self.component(input_ids, output_hidden_states=True)
         return skipping(result.hidden_states[:-1], skip), result.text_embeds
+
+
+@contextmanager
+def inverted(component: torch.nn.Module, input_ids: torch.Tensor, vectors: torch.Tensor) -> Iterator[None]:
+    """Meanwhile a CLIP text encoder reads, where an id is -1-i, vector i of its row: a textual inversion's.
+
+    `input_ids` (rows tokens, int64) are those that the encoder is given; `vectors` rows vectors width, float32.
+    """
+    table = cast(torch.nn.Module, cast(Any, component).get_input_embeddings())
+    places = (-1 - input_ids).clamp(min=0)[..., None].expand(-1, -1, vectors.shape[-1])
+    given = vectors.gather(1, places)  # rows tokens width
+    hooks = (
+        table.register_forward_pre_hook(lambda _, ids: (ids[0].clamp(min=0),)),
+        table.register_forward_hook(lambda _, ids, read: torch.where(input_ids[..., None] < 0, given, read)),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def skipping(states: Sequence[torch.Tensor], skip: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,8 @@ from export.wrappers import VaeEncoder
 from server.engines.port import Array, DType, Port, Spec
 from server.families.parts import MAX_ROWS
 
+_MOST_VECTORS = 1024  # of a request's textual inversions
+
 Lengths = dict[str, int]  # of the free axes, by name
 Draw = Callable[[np.random.RandomState, tuple[int, ...]], Array]  # an example tensor of a shape
 
@@ -54,6 +56,37 @@ class EngineRecipe:
     golden: Lengths  # the size in golden.safetensors; a small one
     draws: Mapping[str, Draw]  # by input name
     tokenizer: TokenizerRecipe | None = None  # None for an engine that reads no text
+
+
+def clip_text_recipe(
+    spec: Spec,
+    component: str,
+    wrap: Callable[[torch.nn.Module], torch.nn.Module],
+    vocabulary: int,
+    layers: int,
+    tokenizer: str,
+) -> EngineRecipe:
+    """A CLIP text encoder that leaves out last layers, at most `layers` less one, and reads vectors of textual
+    inversions; `tokenizer` is a folder of the checkpoint."""
+    vectors = 3
+
+    def ids(random: np.random.RandomState, shape: tuple[int, ...]) -> Array:
+        """Every ninth stands for a vector."""
+        drawn = uniform(vocabulary, "int64")(random, shape)
+        drawn.flat[4::9] = -1 - np.arange(drawn.flat[4::9].size) % vectors
+        return drawn
+
+    return EngineRecipe(
+        spec=spec,
+        component=component,
+        wrap=wrap,
+        axes={"rows": Axis(multiple=1, most=MAX_ROWS), "vectors": Axis(multiple=1, most=_MOST_VECTORS)},
+        traced={"rows": 2, "vectors": vectors},
+        checked={"rows": 3, "vectors": vectors + 1},
+        golden={"rows": 2, "vectors": vectors},
+        draws={"input_ids": ids, "skip": spread(layers), "vectors": normal},
+        tokenizer=clip_tokenizer(tokenizer),
+    )
 
 
 def vae_encoder_recipe(spec: Spec, multiple: int, most: int) -> EngineRecipe:

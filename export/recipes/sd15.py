@@ -12,9 +12,9 @@ from transformers import CLIPTextModel
 
 from export import ExportError
 from export.checkpoint import Checkpoint
-from export.recipes import Axis, EngineRecipe, clip_tokenizer, normal, spread, uniform, vae_encoder_recipe
+from export.recipes import Axis, EngineRecipe, clip_text_recipe, normal, uniform, vae_encoder_recipe
 from export.scheduler import trained_scheduler
-from export.wrappers import VaeDecoder, skipping
+from export.wrappers import VaeDecoder, inverted, skipping
 from server.families import sd15
 from server.families.parts import CLIP_TOKENS, MAX_ROWS
 from server.families.sd15 import Sd15Card
@@ -41,10 +41,11 @@ class _TextEncoder(torch.nn.Module):
         super().__init__()
         self.component = component
 
-    def forward(self, input_ids: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-        """rows 77, int64, and rows, int64: how many layers to leave out at the end -> rows 77 width, float32, after
-        the final layer norm."""
-        states = self.component(input_ids, output_hidden_states=True).hidden_states[1:]
+    def forward(self, input_ids: torch.Tensor, skip: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+        """rows 77, int64; rows, int64: how many layers to leave out at the end; rows vectors width, float32: what ids
+        below 0 stand for -> rows 77 width, float32, after the final layer norm."""
+        with inverted(self.component, input_ids, vectors):
+            states = self.component(input_ids, output_hidden_states=True).hidden_states[1:]
         return cast(torch.Tensor, cast(Any, self.component).final_layer_norm(skipping(states, skip)))
 
 
@@ -65,17 +66,7 @@ def recipes(checkpoint: Checkpoint, card: Sd15Card) -> tuple[EngineRecipe, ...]:
     text_encoder, vae_encoder, unet, vae_decoder = sd15.engines(card)
     vocabulary = int(checkpoint.config("text_encoder")["vocab_size"])
     return (
-        EngineRecipe(
-            spec=text_encoder,
-            component="text_encoder",
-            wrap=_TextEncoder,
-            axes={"rows": _ROWS},
-            traced=_TRACED,
-            checked=_CHECKED,
-            golden=_GOLDEN,
-            draws={"input_ids": uniform(vocabulary, "int64"), "skip": spread(card.text_layers)},
-            tokenizer=clip_tokenizer("tokenizer"),
-        ),
+        clip_text_recipe(text_encoder, "text_encoder", _TextEncoder, vocabulary, card.text_layers, "tokenizer"),
         vae_encoder_recipe(
             vae_encoder, _LATENT.multiple * card.pixels_per_latent, _LATENT.most * card.pixels_per_latent
         ),

@@ -14,7 +14,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from export import ExportError
 from export.checkpoint import Checkpoint
-from export.recipes import Axis, EngineRecipe, Lengths, clip_tokenizer, normal, spread, uniform, vae_encoder_recipe
+from export.recipes import Axis, EngineRecipe, Lengths, clip_text_recipe, normal, uniform, vae_encoder_recipe
 from export.scheduler import trained_scheduler
 from export.wrappers import PenultimateStates, PenultimateStatesAndPooled, VaeDecoder
 from server.families import sdxl
@@ -60,19 +60,8 @@ def recipes(checkpoint: Checkpoint, card: SdxlCard) -> tuple[EngineRecipe, ...]:
     specs = {spec.name.removeprefix(f"{card.name}_"): spec for spec in sdxl.engines(card)}
     halvings = _multiple(checkpoint.config("unet"))
     text = [
-        EngineRecipe(
-            spec=specs[name],
-            component=name,
-            wrap=wrap,
-            axes={"rows": _ROWS},
-            traced={"rows": 2},
-            checked={"rows": 3},
-            golden={"rows": 2},
-            draws={
-                "input_ids": uniform(int(checkpoint.config(name)["vocab_size"]), "int64"),
-                "skip": spread(card.text_layers),
-            },
-            tokenizer=clip_tokenizer(tokenizer),
+        clip_text_recipe(
+            specs[name], name, wrap, int(checkpoint.config(name)["vocab_size"]), card.text_layers, tokenizer
         )
         for name, wrap, tokenizer in (
             ("text_encoder", PenultimateStates, "tokenizer"),

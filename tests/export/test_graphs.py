@@ -23,9 +23,9 @@ from server.engines.port import Array
 ENGINES = ("tiny_text_encoder", "tiny_vae_encoder", "tiny_unet", "tiny_vae_decoder")
 # None of these lengths was traced; rows of 1 and a token axis of three chunks are what tracing most easily gets wrong.
 SIZES = (
-    {"rows": 1, "height": 8, "width": 16, "tokens": 77, "picture_height": 64, "picture_width": 128},
-    {"rows": 1, "height": 16, "width": 40, "tokens": 231, "picture_height": 128, "picture_width": 320},
-    {"rows": 5, "height": 8, "width": 16, "tokens": 154, "picture_height": 64, "picture_width": 128},
+    {"rows": 1, "height": 8, "width": 16, "tokens": 77, "picture_height": 64, "picture_width": 128, "vectors": 3},
+    {"rows": 1, "height": 16, "width": 40, "tokens": 231, "picture_height": 128, "picture_width": 320, "vectors": 5},
+    {"rows": 5, "height": 8, "width": 16, "tokens": 154, "picture_height": 64, "picture_width": 128, "vectors": 3},
 )
 
 
@@ -127,9 +127,8 @@ def test_a_later_token_does_not_change_the_states_of_earlier_ones(rendered: Path
     ids = np.arange(77, dtype=np.int64)[None]
     other = ids.copy()
     other[0, 40] = 300
-    one, two = (
-        engine.run({"input_ids": tokens, "skip": np.zeros(1, np.int64)})["hidden_states"] for tokens in (ids, other)
-    )
+    unread = {"skip": np.zeros(1, np.int64), "vectors": np.zeros((1, 1, 16), np.float32)}
+    one, two = (engine.run({"input_ids": tokens, **unread})["hidden_states"] for tokens in (ids, other))
     np.testing.assert_array_equal(one[:, :40], two[:, :40])
     assert np.abs(one[:, 40:] - two[:, 40:]).max() > 0.01
 
@@ -140,7 +139,8 @@ def test_each_row_leaves_out_its_own_number_of_layers_and_is_normed_as_diffusers
     ids = np.random.RandomState(6).randint(0, 400, (4, 77))
     skip = np.array([2, 0, 1, 0], np.int64)
     engine = OpenVINOEngine(model_of("tiny_text_encoder", rendered), ["hidden_states"], "float32")
-    found = engine.run({"input_ids": ids, "skip": skip})["hidden_states"]
+    vectors = np.zeros((4, 1, 16), np.float32)
+    found = engine.run({"input_ids": ids, "skip": skip, "vectors": vectors})["hidden_states"]
     encoder = CLIPTextModel.from_pretrained(checkpoint_folder / "text_encoder", torch_dtype=torch.float32)
     with torch.no_grad():
         result = encoder(torch.from_numpy(ids), output_hidden_states=True)
@@ -149,6 +149,24 @@ def test_each_row_leaves_out_its_own_number_of_layers_and_is_normed_as_diffusers
             np.testing.assert_allclose(found[row], expected, atol=1e-5)
     np.testing.assert_allclose(found[1], result.last_hidden_state[1].numpy(), atol=1e-5)
     assert np.abs(found[0] - result.last_hidden_state[0].numpy()).max() > 0.01
+
+
+def test_an_id_below_0_reads_its_rows_vector_as_a_longer_table_would(checkpoint_folder: Path, rendered: Path) -> None:
+    """How diffusers loads textual inversions: as further rows of the token table."""
+    random = np.random.RandomState(7)
+    ids = random.randint(0, 400, (2, 77))
+    ids[0, [5, 6, 9]], ids[1, [5, 40]] = (-1, -3, -1), (-2, -1)
+    vectors = random.standard_normal((2, 3, 16)).astype(np.float32)
+    engine = OpenVINOEngine(model_of("tiny_text_encoder", rendered), ["hidden_states"], "float32")
+    found = engine.run({"input_ids": ids, "skip": np.zeros(2, np.int64), "vectors": vectors})["hidden_states"]
+    encoder = CLIPTextModel.from_pretrained(checkpoint_folder / "text_encoder", torch_dtype=torch.float32)
+    words = encoder.config.vocab_size
+    encoder.resize_token_embeddings(words + 6, mean_resizing=False)
+    with torch.no_grad():
+        encoder.get_input_embeddings().weight[words:] = torch.from_numpy(vectors.reshape(6, 16))
+        longer = np.where(ids < 0, words - 1 - ids + np.array([[0], [3]]), ids)
+        expected = encoder(torch.from_numpy(longer)).last_hidden_state.numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_the_decoder_gives_the_picture_that_diffusers_gives(checkpoint_folder: Path, rendered: Path) -> None:

@@ -320,6 +320,7 @@ async def test_plain_prompts_of_one_chunk_are_what_one_call_with_both_gives_bit_
     made = plan_of(subject, prompt="the red sun", negative_prompt="the sun")
     (text,), spec = made.prompts, made.engine.specs[0]
     ids = np.array([prompt.chunks[0].ids for prompt in made.rows(text)])
-    answer = await run(spec, {"input_ids": ids, "skip": np.zeros(2, np.int64)})
+    unread = np.zeros((2, 1, spec.inputs[-1].shape[-1]), np.float32)
+    answer = await run(spec, {"input_ids": ids, "skip": np.zeros(2, np.int64), "vectors": unread})
     (stage,) = await made.engine.family.condition(made, made.engine.card, run)
     assert stage.inputs["encoder_hidden_states"].tobytes() == answer["hidden_states"].tobytes()
