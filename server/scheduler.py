@@ -34,11 +34,11 @@ class _Execution:
 
 @dataclass(eq=False)
 class _Lane:
-    """What waits for one engine, oldest first, and the task that works it off while there is anything."""
+    """What waits for one engine, oldest first. It exists while its task works it off."""
 
+    engine: str
     spec: Spec
     waiting: deque[_Execution] = field(default_factory=deque)
-    worker: asyncio.Task[None] | None = None
 
 
 class StepScheduler:
@@ -49,6 +49,7 @@ class StepScheduler:
         self._engines = engines
         self._row_seconds = row_seconds
         self._lanes: dict[str, _Lane] = {}
+        self._workers: set[asyncio.Task[None]] = set()
         self.meter = Meter()  # of every call that went well
 
     async def run(self, spec: Spec, inputs: Tensors) -> Outputs:
@@ -56,8 +57,17 @@ class StepScheduler:
 
         Raises `EngineInputError` at once for tensors that do not fit, and whatever fault the engine raises.
         """
+        return await self.run_as(spec.name, spec, inputs)
+
+    async def run_as(self, engine: str, spec: Spec, inputs: Tensors) -> Outputs:
+        """`run` on an engine that has the ports of this spec, takes its time and is measured as it."""
         spec.check(inputs)
-        lane = self._lanes.setdefault(spec.name, _Lane(spec))
+        lane = self._lanes.get(engine)
+        if lane is None:
+            lane = self._lanes[engine] = _Lane(engine, spec)
+            worker = asyncio.create_task(self._work_off(lane))
+            self._workers.add(worker)
+            worker.add_done_callback(self._workers.discard)
         execution = _Execution(
             inputs=inputs,
             rows=len(next(iter(inputs.values()))),
@@ -65,15 +75,13 @@ class StepScheduler:
             outputs=asyncio.get_running_loop().create_future(),
         )
         lane.waiting.append(execution)
-        if lane.worker is None:
-            lane.worker = asyncio.create_task(self._work_off(lane))
         return await execution.outputs
 
     async def _work_off(self, lane: _Lane) -> None:
         await asyncio.sleep(0)  # let whatever else is ready in this turn of the event loop join the first call
         while await self._is_loaded(lane) and (batch := _next_batch(lane)):
-            await self._execute(lane.spec, batch)
-        lane.worker = None
+            await self._execute(lane, batch)
+        del self._lanes[lane.engine]
 
     async def _is_loaded(self, lane: _Lane) -> bool:
         """Before a call is put together, not in it: what comes meanwhile joins, who leaves meanwhile is left out, and
@@ -83,19 +91,20 @@ class StepScheduler:
             lane.waiting.clear()
             return False
         try:
-            await self._engines.load(lane.spec.name)
+            await self._engines.load(lane.engine)
         except Exception as fault:  # every waiting caller must hear of it, whatever it is
             _fail(lane.waiting, fault)
             lane.waiting.clear()
             return False
         return True
 
-    async def _execute(self, spec: Spec, batch: list[_Execution]) -> None:
+    async def _execute(self, lane: _Lane, batch: list[_Execution]) -> None:
+        spec = lane.spec
         rows = sum(execution.rows for execution in batch)
         inputs = _joined(batch)
         begin = time.perf_counter()
         try:
-            outputs = await self._engines.run(spec.name, inputs, self._row_seconds(spec.name) * rows)
+            outputs = await self._engines.run(lane.engine, inputs, self._row_seconds(spec.name) * rows)
         except Exception as fault:  # every waiting caller must hear of it, whatever it is
             _fail(batch, fault)
             return

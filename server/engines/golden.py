@@ -1,7 +1,9 @@
 """Readiness that is true: every engine computes tensors whose answer is known, from `<engine>/1/golden.safetensors`.
 
 The file holds `input.<port>` and `output.<port>`; the outputs are the reference implementation's. It catches what a
-loaded engine does not show: a runtime that computes something else, and tensors damaged on the way there or back.
+loaded engine does not show: a runtime that computes something else, and tensors damaged on the way there or back. Of an
+engine with somebody else's weights nobody knows the answer, and the file has no outputs: its answer must be one, finite
+and of the declared shape.
 """
 
 import asyncio
@@ -14,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from server.engines import config
-from server.engines.port import Array, EngineFault, Engines, Spec
+from server.engines.port import Array, EngineFault, Engines, Port, Spec, Tensors
 
 
 class GoldenMismatch(EngineFault):
@@ -46,15 +48,41 @@ async def _check(engines: Engines, repository: Path, spec: Spec) -> None:
     try:
         tensors = await asyncio.to_thread(load_file, path)
         inputs = {port.name: tensors[f"input.{port.name}"] for port in spec.inputs}
-        expected = {port.name: tensors[f"output.{port.name}"] for port in spec.outputs}
+        known = any(name.startswith("output.") for name in tensors)
+        expected = {port.name: tensors[f"output.{port.name}"] for port in spec.outputs} if known else {}
         precision = (await asyncio.to_thread(config.read, repository, spec.name)).precision
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise GoldenMismatch(f"{path} cannot be used: {error}; export the checkpoint again") from error
     found = await engines.run(spec.name, inputs, _SECONDS)
-    for name, reference in expected.items():
-        problem = _difference(found[name], reference, TOLERANCES[precision])
+    axes = _axes(spec.inputs, inputs)
+    for port in spec.outputs:
+        problem = (
+            _difference(found[port.name], expected[port.name], TOLERANCES[precision])
+            if known
+            else _implausible(port, found[port.name], axes)
+        )
         if problem is not None:
-            raise GoldenMismatch(f"engine {spec.name} computes wrongly: {name} {problem}, by {path}")
+            raise GoldenMismatch(f"engine {spec.name} computes wrongly: {port.name} {problem}, by {path}")
+
+
+def _axes(ports: Iterable[Port], tensors: Tensors) -> Mapping[str, int]:
+    """The lengths of the free axes."""
+    return {
+        axis: length
+        for port in ports
+        for axis, length in zip(port.shape, tensors[port.name].shape, strict=True)
+        if isinstance(axis, str)
+    }
+
+
+def _implausible(port: Port, found: Array, axes: Mapping[str, int]) -> str | None:
+    """Why this can be nobody's answer, or None. An axis that no input has may have any length."""
+    lengths = [axes.get(axis) if isinstance(axis, str) else axis for axis in port.shape]
+    fits = found.dtype == port.dtype and found.ndim == len(lengths)
+    if not fits or any(wanted not in (None, length) for wanted, length in zip(lengths, found.shape, strict=True)):
+        return f"is {found.dtype}{list(found.shape)}, must be {port.dtype}{lengths}"
+    strange = int(np.size(found) - np.isfinite(found).sum())
+    return f"is not finite in {strange} of {np.size(found)} numbers" if strange else None
 
 
 def _difference(found: Array, reference: Array, tolerance: Tolerance) -> str | None:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from server.engines import golden
@@ -20,26 +21,42 @@ _PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds after the nth failure in a row
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """An engine and where its golden tensors lie."""
+
+    spec: Spec
+    repository: Path
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # loading, proving and unloading exclude each other
+
+
 class KeptEngines:
     """`Engines` over another home, whose engines nobody else may load or unload."""
 
     def __init__(self, engines: Engines, repository: Path, specs: Iterable[Spec]) -> None:
-        """`repository` holds the golden tensors. `close` closes the other home too."""
+        """`repository` holds the golden tensors of these specs. `close` closes the other home too."""
         self._engines = engines
-        self._repository = repository
-        self._specs = {spec.name: spec for spec in specs}
-        self._locks = {
-            name: asyncio.Lock() for name in self._specs
-        }  # loading, proving and unloading exclude each other
+        self._kept = {spec.name: _Kept(spec, repository) for spec in specs}
         self._wanted: set[str] = set()
         self._proved: set[str] = set()
         self._doubt = asyncio.Event()  # there is reason to look at once
         self._watcher: asyncio.Task[None] | None = None
 
+    def add(self, spec: Spec, repository: Path) -> None:
+        """See `Engines`."""
+        self._kept.setdefault(spec.name, _Kept(spec, repository))
+        self._engines.add(spec, repository)
+
+    def forget(self, engine: str) -> None:
+        """See `Engines`."""
+        self._kept.pop(engine, None)
+        self._engines.forget(engine)
+
     async def load(self, engine: str) -> None:
         """See `Engines`. Raises `GoldenMismatch` for an engine that computes wrongly; it is then not kept."""
-        if engine in self._specs:
-            async with self._locks[engine]:
+        kept = self._kept.get(engine)
+        if kept is not None:
+            async with kept.lock:
                 try:
                     await self._load(engine)
                 except BaseException:
@@ -56,8 +73,9 @@ class KeptEngines:
         """See `Engines`."""
         self._wanted.discard(engine)
         self._proved.discard(engine)
-        if engine in self._specs:
-            async with self._locks[engine]:
+        kept = self._kept.get(engine)
+        if kept is not None:
+            async with kept.lock:
                 self._proved.discard(engine)  # while this waited it may have been brought back
                 await self._engines.unload(engine)
         else:
@@ -112,7 +130,10 @@ class KeptEngines:
 
     async def _brought_back(self, engine: str) -> bool:
         """One attempt; whether it succeeded."""
-        async with self._locks[engine]:
+        kept = self._kept.get(engine)
+        if kept is None:  # forgotten meanwhile
+            return True
+        async with kept.lock:
             if engine not in self._wanted or engine in self._proved:
                 return True
             try:
@@ -145,5 +166,6 @@ class KeptEngines:
         await self._prove(engine)
 
     async def _prove(self, engine: str) -> None:
-        await golden.check(self._engines, self._repository, (self._specs[engine],))
+        kept = self._kept[engine]
+        await golden.check(self._engines, kept.repository, (kept.spec,))
         self._proved.add(engine)

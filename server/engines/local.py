@@ -27,12 +27,27 @@ class LocalEngines:
     """`Engines` over OpenVINO in worker threads."""
 
     def __init__(self, repository: Path, specs: Iterable[Spec], cache: Path | None = None) -> None:
-        """Nothing is loaded yet. `cache` is a folder for compiled engines, which then load faster the next time."""
-        self._repository = repository
-        self._cache = cache
+        """Nothing is loaded yet. `cache` is a folder for compiled engines, which then load faster the next time; of
+        engines that are added nothing is kept there.
+        """
         self._specs = {spec.name: spec for spec in specs}
+        self._repositories = dict.fromkeys(self._specs, repository)
+        self._caches: dict[str, Path] = {} if cache is None else {name: cache / name for name in self._specs}
         self._loaded: dict[str, _Worker] = {}
         self._locks = {name: asyncio.Lock() for name in self._specs}
+
+    def add(self, spec: Spec, repository: Path) -> None:
+        """See `Engines`."""
+        if spec.name not in self._specs:
+            self._specs[spec.name] = spec
+            self._repositories[spec.name] = repository
+            self._locks[spec.name] = asyncio.Lock()
+
+    def forget(self, engine: str) -> None:
+        """See `Engines`."""
+        self._specs.pop(engine, None)
+        self._repositories.pop(engine, None)
+        self._locks.pop(engine, None)
 
     async def load(self, engine: str) -> None:
         """See `Engines`."""
@@ -41,7 +56,9 @@ class LocalEngines:
             if engine in self._loaded:
                 return
             try:
-                self._loaded[engine] = await asyncio.to_thread(_Worker, self._repository, spec, self._cache)
+                self._loaded[engine] = await asyncio.to_thread(
+                    _Worker, self._repositories[engine], spec, self._caches.get(engine)
+                )
             except (ValueError, RuntimeError) as error:  # RuntimeError is OpenVINO's
                 raise EngineUnavailable(f"{engine} cannot be loaded: {error}") from error
 
@@ -95,9 +112,7 @@ class _Worker:
     def __init__(self, repository: Path, spec: Spec, cache: Path | None) -> None:
         settings = config.read(repository, spec.name)
         outputs = [port.name for port in spec.outputs]
-        self._engine = OpenVINOEngine(
-            settings.model, outputs, settings.precision, None if cache is None else cache / spec.name
-        )
+        self._engine = OpenVINOEngine(settings.model, outputs, settings.precision, cache)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=spec.name)
         self._name = spec.name
         self.usage = Usage(0, 0.0)

@@ -5,8 +5,9 @@ Knows the runtime's habits, by measurement, and nothing of who decides what is l
 
 import json
 import math
-from collections.abc import Container, Iterator
 from pathlib import Path
+
+from server.protobuf import fields
 
 # Measured on engines of 2 to 200 MiB of fp16 weights in the embedded Triton (proportional set size of an engine's
 # process): OpenVINO holds float32 weights twice, as read and as packed for its kernels. 105 million parameters took 876
@@ -23,69 +24,43 @@ BYTES_AN_ENGINE = 192 * 2**20
 def estimate(repository: Path, engine: str) -> int:
     """Bytes. An engine whose weights cannot be read counts as one without any: loading it says what is wrong."""
     folder = repository / engine / "1"
-    weights = (path for path in folder.glob("*.safetensors") if path.name != "golden.safetensors")
-    named = _initializers(folder / "model.onnx")
-    return BYTES_AN_ENGINE + BYTES_A_PARAMETER * sum(_parameters(path, named) for path in weights)
+    named = _named(folder / "model.onnx")
+    if named is None:
+        weights = (path for path in folder.glob("*.safetensors") if path.name != "golden.safetensors")
+        return BYTES_AN_ENGINE + BYTES_A_PARAMETER * sum(map(_parameters, weights))
+    return BYTES_AN_ENGINE + BYTES_A_PARAMETER * named
 
 
-def _parameters(path: Path, named: Container[str] | None) -> int:
-    """How many numbers of a safetensors file are loaded, by its header: an autoencoder's encoder and decoder have the
-    same file, and each graph names its own half. None: all."""
+def _parameters(path: Path) -> int:
+    """How many numbers a safetensors file has, by its header."""
     try:
         with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        tensors = {name: math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-        return sum(count for name, count in tensors.items() if named is None or name in named)
+        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError):
         return 0
 
 
 # Of onnx.proto3, which changes no number; onnx itself is too large to be had for this.
-_GRAPH, _INITIALIZER, _NAME = 7, 5, 8
+_GRAPH, _INITIALIZER, _EXTERNAL_DATA, _KEY, _VALUE = 7, 5, 13, 1, 2
+_STORED_BYTES = 2  # of a number: every engine's weights are stored in half precision
 
 
-def _initializers(model: Path) -> frozenset[str] | None:
-    """The tensors that a graph names; None when it cannot be read."""
+def _named(model: Path) -> int | None:
+    """How many numbers of the files beside it a graph names: an autoencoder's two engines have the same file and name
+    a half each, a variant's graph names the tensors that replace others instead of those. None: it cannot be read."""
     try:
-        (graph,) = _fields(memoryview(model.read_bytes()), _GRAPH)
-        return frozenset(
-            str(name, "utf-8") for tensor in _fields(graph, _INITIALIZER) for name in _fields(tensor, _NAME)
-        )
+        (graph,) = fields(memoryview(model.read_bytes()), _GRAPH)
+        lengths = [
+            int(bytes(value))
+            for tensor in fields(graph, _INITIALIZER)
+            for entry in fields(tensor, _EXTERNAL_DATA)
+            for key, value in zip(fields(entry, _KEY), fields(entry, _VALUE), strict=True)
+            if bytes(key) == b"length"
+        ]
+        return sum(lengths) // _STORED_BYTES
     except (OSError, ValueError, IndexError):
         return None
-
-
-def _fields(message: memoryview, wanted: int) -> Iterator[memoryview]:
-    """The fields of one number in a protobuf message, which have a length. Raises `ValueError` or `IndexError`."""
-    position = 0
-    while position < len(message):
-        key, position = _varint(message, position)
-        match key & 7:  # the wire type
-            case 0:
-                _, position = _varint(message, position)
-            case 1:
-                position += 8
-            case 2:
-                length, position = _varint(message, position)
-                if position + length > len(message):
-                    raise ValueError("a field ends beyond its message")
-                if key >> 3 == wanted:
-                    yield message[position : position + length]
-                position += length
-            case 5:
-                position += 4
-            case other:
-                raise ValueError(f"wire type {other}")
-
-
-def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    """A number, and where it ends."""
-    number = shift = 0
-    while True:
-        byte = message[position]
-        number, shift, position = number | (byte & 0x7F) << shift, shift + 7, position + 1
-        if byte < 0x80:
-            return number, position
 
 
 def gibibytes(memory: int) -> str:

@@ -9,11 +9,12 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
-from server.engines.memory import gibibytes
+from server.engines.memory import estimate, gibibytes
 from server.engines.port import (
     Array,
     Condition,
@@ -21,6 +22,7 @@ from server.engines.port import (
     EngineNoRoom,
     Engines,
     EngineUnavailable,
+    Spec,
     State,
     Tensors,
     Usage,
@@ -52,7 +54,8 @@ class OnDemandEngines:
         too.
         """
         self._engines = engines
-        self._memory = memory
+        self._memory = dict(memory)
+        self._added: set[str] = set()  # engines that are forgotten again once they are idle and not loaded
         self._budget = budget
         self._loaded: dict[str, float] = {}  # engine -> its last use; by the monotonic clock
         self._loading: dict[str, asyncio.Task[None]] = {}
@@ -61,6 +64,46 @@ class OnDemandEngines:
         self._uses: Counter[str] = Counter()
         self._failures: dict[str, _Failure] = {}
         self._queue = asyncio.Lock()  # of those that wait for others to become idle, oldest first
+
+    def add(self, spec: Spec, repository: Path) -> None:
+        """See `Engines`. What it takes is told from its files. It is forgotten by itself whenever it is neither loaded
+        nor in use: add it within `in_use`.
+        """
+        if spec.name not in self._memory:
+            self._memory[spec.name] = estimate(repository, spec.name)
+            self._added.add(spec.name)
+            self._engines.add(spec, repository)
+
+    def forget(self, engine: str) -> None:
+        """See `Engines`."""
+        if engine in self._added:
+            self._added.discard(engine)
+            del self._memory[engine]
+            self._failures.pop(engine, None)
+            self._engines.forget(engine)
+
+    @property
+    def added(self) -> Collection[str]:
+        """Engines that were added and are not forgotten: their files are needed."""
+        return frozenset(self._added)
+
+    def is_loaded(self, engine: str) -> bool:
+        """Whether its next use needs no load."""
+        return engine in self._loaded
+
+    @contextmanager
+    def in_use(self, engine: str) -> Iterator[None]:
+        """Within this the engine neither makes room for others nor is forgotten; it need not be known yet."""
+        self._uses[engine] += 1
+        try:
+            yield
+        finally:
+            self._uses[engine] -= 1
+            if self._uses[engine] == 0:
+                del self._uses[engine]
+            if engine in self._loaded:
+                self._loaded[engine] = time.monotonic()
+            self._forget_what_is_gone()
 
     async def load(self, engine: str) -> None:
         """See `Engines`. Many callers share one load, and one that gives up leaves it to the others and to the next.
@@ -88,7 +131,7 @@ class OnDemandEngines:
 
     async def run(self, engine: str, inputs: Tensors, timeout: float | None = None) -> dict[str, Array]:
         """See `Engines`. `timeout` begins when the engine is loaded."""
-        with self._in_use(engine):
+        with self.in_use(engine):
             await self.load(engine)
             return await self._engines.run(engine, inputs, timeout)
 
@@ -105,8 +148,9 @@ class OnDemandEngines:
         return await self._engines.usage()
 
     async def healthy(self) -> bool:
-        """Whether the home is there and nothing that was loaded is lost."""
-        loaded = frozenset(self._loaded)
+        """Whether the home is there and nothing that was loaded is lost. What was added matters to those who asked for
+        it alone: it keeps nobody else from this service."""
+        loaded = self._loaded.keys() - self._added
         answers, ready = await self._engines.answers(), frozenset(await self._engines.ready())
         return answers and ready.issuperset(loaded & self._loaded.keys())  # what was let go meanwhile is not lost
 
@@ -132,16 +176,6 @@ class OnDemandEngines:
         if engine in self._loading:
             return State.LOADING
         return State.LOST if engine in self._failures else State.UNLOADED
-
-    @contextmanager
-    def _in_use(self, engine: str) -> Iterator[None]:
-        self._uses[engine] += 1
-        try:
-            yield
-        finally:
-            self._uses[engine] -= 1
-            if engine in self._loaded:
-                self._loaded[engine] = time.monotonic()
 
     async def _bring(self, engine: str) -> None:
         """Room first, then the engine."""
@@ -240,6 +274,15 @@ class OnDemandEngines:
         finally:
             del self._leaving[engine]
             self._spent_on.discard(engine)
+            self._forget_what_is_gone()
+
+    def _forget_what_is_gone(self) -> None:
+        """Added engines that are nowhere any more, and none whose failure still keeps from trying again."""
+        now = time.monotonic()
+        for engine in tuple(self._added - self._loaded.keys() - self._loading.keys() - self._leaving.keys()):
+            failure = self._failures.get(engine)
+            if not self._uses[engine] and (failure is None or failure.until <= now):
+                self.forget(engine)
 
     def _spent(self) -> int:
         return sum(self._memory[engine] for engine in self._spent_on)

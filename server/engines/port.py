@@ -16,6 +16,7 @@ Faults, all raised by `Engines` methods:
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -130,6 +131,12 @@ class Condition:
 
 class Engines(Protocol):
     """A home of engines. Every method may be called from many tasks at once."""
+
+    def add(self, spec: Spec, repository: Path) -> None:
+        """Know one more engine, whose folder lies in `repository`; nothing is loaded. Again changes nothing."""
+
+    def forget(self, engine: str) -> None:
+        """Know an added engine no more. It must not be loaded, nor just be loaded or unloaded."""
 
     async def load(self, engine: str) -> None:
         """Make the engine ready; returns when it is, and at once if it was."""

@@ -40,9 +40,18 @@ class EmbeddedTriton:
     `cache` is a folder for its run files and compiled engines. Triton dies with the thread that starts it.
     """
 
-    def __init__(self, repository: Path, cache: Path, port: int | None = None, host: Host | None = None) -> None:
-        """Prepare; nothing runs yet. `port` None takes a free one, `host` None is this machine."""
-        self._repository = repository.resolve()
+    def __init__(
+        self,
+        repository: Path,
+        cache: Path,
+        port: int | None = None,
+        host: Host | None = None,
+        variants: Path | None = None,
+    ) -> None:
+        """Prepare; nothing runs yet. `port` None takes a free one, `host` None is this machine. `variants` is a folder
+        of further engines, which may come and go while Triton runs; None: there are none.
+        """
+        self._repositories = [folder.resolve() for folder in (repository, variants) if folder is not None]
         self._cache = cache.resolve()
         self._wanted_port = port
         self._host = Host.here() if host is None else host
@@ -105,8 +114,9 @@ class EmbeddedTriton:
         return self._cache / self._mark
 
     def _prepare(self) -> None:
-        if not self._repository.is_dir():
-            raise TritonStartError(f"the model repository {self._repository} is not a folder")
+        for repository in self._repositories:
+            if not repository.is_dir():
+                raise TritonStartError(f"the model repository {repository} is not a folder")
         self._installation = wheel.find(self._host)
         self._mark = leftovers.new_mark()  # not before it is sure that this is Linux
         self._cache.mkdir(parents=True, exist_ok=True)
@@ -157,7 +167,7 @@ class EmbeddedTriton:
     def _command(self) -> list[str]:
         return [
             str(self._installation.binary),
-            f"--model-repository={self._repository}",
+            *(f"--model-repository={repository}" for repository in self._repositories),
             f"--backend-directory={self._run_folder / 'backends'}",
             "--model-control-mode=explicit",
             "--disable-auto-complete-config",

@@ -7,6 +7,7 @@ engine) and without its second set of types. Knows nothing of how Triton was sta
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -66,6 +67,14 @@ class TritonEngines:
             ),
         )
         self._triton = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    def add(self, spec: Spec, repository: Path) -> None:
+        """See `Engines`. `repository` must be one of Triton's, which looks into its folders at each load."""
+        self._specs.setdefault(spec.name, spec)
+
+    def forget(self, engine: str) -> None:
+        """See `Engines`."""
+        self._specs.pop(engine, None)
 
     async def load(self, engine: str) -> None:
         """See `Engines`."""

@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from server.engines.port import (
     Array,
@@ -41,11 +42,20 @@ class FakeEngines:
         self.began = asyncio.Event()  # set at the beginning of each execution; tests clear it
         self.go = asyncio.Event()  # an execution waits for it; clear it to hold all of them
         self.go.set()
+        self._compute = compute
         self._states = {spec.name: _State(spec, compute[spec.name]) for spec in specs}
 
     def fail(self, engine: str, fault: EngineFault) -> None:
         """Let one future execution of the engine end with `fault`; several wait in line."""
         self._state(engine).faults.append(fault)
+
+    def add(self, spec: Spec, repository: Path) -> None:
+        """See `Engines`. What it computes was told at the beginning."""
+        self._states.setdefault(spec.name, _State(spec, self._compute[spec.name]))
+
+    def forget(self, engine: str) -> None:
+        """See `Engines`."""
+        self._states.pop(engine, None)
 
     async def load(self, engine: str) -> None:
         """See `Engines`."""

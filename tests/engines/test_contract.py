@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,26 @@ async def test_an_unloaded_engine_is_unavailable_until_it_is_loaded_again(engine
     await engines.load(toy.WORDS.name)
     assert set(await engines.ready()) == {spec.name for spec in toy.SPECS}
     assert same(await engines.run(toy.WORDS.name, inputs), toy.words(inputs))
+
+
+async def test_an_added_engine_serves_like_any_other_until_it_is_forgotten(engines: Engines, variants: Path) -> None:
+    inputs, name = toy.example(toy.MIX), toy.OTHER_MIXES[0]
+    for _ in range(2):
+        engines.add(replace(toy.MIX, name=name), variants)
+        engines.add(replace(toy.MIX, name=name), variants)
+        with pytest.raises(EngineUnavailable, match=name):
+            await engines.run(name, inputs)
+        await engines.load(name)
+        assert name in await engines.ready()
+        assert same(await engines.run(name, inputs), toy.mix(inputs))
+        assert name in await engines.usage()
+        await engines.unload(name)
+        engines.forget(name)
+        engines.forget(name)
+        assert name not in await engines.ready()
+        with pytest.raises(EngineInputError, match=f"{name}.*toy_mix"):
+            await engines.run(name, inputs)
+    assert same(await engines.run(toy.MIX.name, inputs), toy.mix(inputs))
 
 
 async def test_an_execution_that_fails_is_the_engines_fault_and_the_next_one_works(engines: Engines) -> None:

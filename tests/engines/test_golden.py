@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pytest
 from engines import toy
 from engines.fake import Compute, FakeEngines
+from safetensors.numpy import load_file, save_file
 
 from server.engines import golden
 from server.engines.golden import GoldenMismatch
@@ -77,3 +78,33 @@ async def test_an_engine_without_a_usable_golden_file_is_not_ready(tmp_path: Pat
 async def test_an_engine_that_is_not_loaded_is_told_from_a_wrong_one(repository: Path) -> None:
     with pytest.raises(EngineUnavailable):
         await golden.check(FakeEngines(toy.SPECS, toy.COMPUTE), repository, toy.SPECS)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda output: output * np.float32(np.nan), "is not finite in"),
+        (lambda output: output / np.float32(0), "is not finite in"),
+        (lambda output: output[..., :1], r"is float32\[.*must be float32\["),
+        (lambda output: output.astype(np.float64), "is float64"),
+    ],
+    ids=["nan", "infinite", "shape", "dtype"],
+)
+async def test_where_nobody_knows_the_answer_it_must_be_finite_and_of_the_declared_shape(
+    tmp_path: Path, change: Change, problem: str
+) -> None:
+    toy.write_repository(tmp_path)
+    for spec in (toy.MIX, toy.PICTURE):  # the second has axes that no input has
+        path = tmp_path / spec.name / "1" / "golden.safetensors"
+        save_file({name: value for name, value in load_file(path).items() if name.startswith("input.")}, path)
+        await check(tmp_path, spec, changed(spec, lambda output: output + output.dtype.type(1)))
+    with np.errstate(all="ignore"), pytest.raises(GoldenMismatch, match=problem):
+        await check(tmp_path, toy.MIX, changed(toy.MIX, change))
+
+
+async def test_a_golden_file_that_knows_half_of_the_answer_is_damaged(tmp_path: Path) -> None:
+    toy.write_repository(tmp_path)
+    path = tmp_path / toy.WORDS.name / "1" / "golden.safetensors"
+    save_file({name: value for name, value in load_file(path).items() if name != "output.mean"}, path)
+    with pytest.raises(GoldenMismatch, match=r"output.mean.*export"):
+        await check(tmp_path, toy.WORDS, toy.words)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,10 @@ class Engines(FakeEngines):
 
     def __init__(self) -> None:
         self.broken = False
-        super().__init__((toy.MIX, toy.WORDS), {toy.MIX.name: self._mix, toy.WORDS.name: toy.words})
+        super().__init__(
+            (toy.MIX, toy.WORDS),
+            {toy.MIX.name: self._mix, **{name: toy.COMPUTE[name] for name in (toy.WORDS.name, *toy.OTHER_MIXES)}},
+        )
 
     def _mix(self, inputs: Tensors) -> dict[str, np.ndarray]:
         answer = toy.mix(inputs)
@@ -180,3 +184,22 @@ async def test_an_engine_unloaded_while_it_is_brought_back_has_proved_nothing_fo
     await leaving
     await engines.load(toy.MIX.name)
     assert await keeper.ready() == ()
+
+
+async def test_a_forgotten_engine_leaves_the_others_watched(
+    engines: Engines, keeper: KeptEngines, variants: Path
+) -> None:
+    other = replace(toy.MIX, name=toy.OTHER_MIXES[0])
+    await keeper.load(toy.WORDS.name)
+    for _ in range(3):
+        keeper.add(other, variants)
+        await keeper.load(other.name)
+        engines.fail(other.name, EngineUnavailable("it died"))
+        with pytest.raises(EngineUnavailable):
+            await keeper.run(other.name, INPUTS)
+        await keeper.unload(other.name)
+        keeper.forget(other.name)
+    assert keeper._kept.keys() == {toy.MIX.name, toy.WORDS.name}
+    await engines.unload(toy.WORDS.name)
+    await until_ready(keeper)
+    await until_ready(keeper, toy.WORDS.name)

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -126,7 +127,7 @@ async def test_the_time_of_an_execution_begins_when_its_engine_is_loaded(
 async def test_the_least_recently_used_one_goes(
     engines: Engines, home: OnDemandEngines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(MEMORY, SPIN, 10)
+    monkeypatch.setitem(home._memory, SPIN, 10)
     for spec in (toy.MIX, toy.WORDS, toy.MIX, toy.SPIN, toy.WORDS):
         await use(home, spec)
     assert engines.story == [f"+{MIX}", f"+{WORDS}", f"-{WORDS}", f"+{SPIN}", f"-{MIX}", f"+{WORDS}"]
@@ -291,3 +292,76 @@ async def test_an_engine_that_nobody_declared_is_refused(home: OnDemandEngines) 
         await home.unload("toy_lost")
     with pytest.raises(EngineInputError, match="toy_lost"):
         await home.run("toy_lost", {})
+
+
+@pytest.fixture
+def others(home: OnDemandEngines, variants: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Spec, Spec]:
+    """Two engines to be added, which weigh 10 each."""
+    monkeypatch.setattr(on_demand, "estimate", lambda repository, engine: 10)
+    one, other = (replace(toy.MIX, name=name) for name in toy.OTHER_MIXES)
+    return one, other
+
+
+async def test_an_added_engine_is_forgotten_when_it_makes_room(
+    engines: Engines, home: OnDemandEngines, others: tuple[Spec, Spec], variants: Path
+) -> None:
+    for spec in others:
+        home.add(spec, variants)
+        await use(home, spec)
+    assert set(home.added) == set(toy.OTHER_MIXES)
+    await use(home, toy.WORDS)
+    assert engines.story[2:] == [f"-{others[0].name}", f"+{WORDS}"]
+    assert home.added == {others[1].name}
+    assert others[0].name not in await states(home)
+    with pytest.raises(EngineInputError, match=others[0].name):
+        await use(home, others[0])
+
+
+async def test_what_is_in_use_neither_makes_room_nor_is_forgotten(
+    engines: Engines, home: OnDemandEngines, others: tuple[Spec, Spec], variants: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_demand, "_ROOM_SECONDS", 0.05)
+    one, other = others
+    with home.in_use(one.name):
+        home.add(one, variants)
+        await use(home, one)
+        assert home.is_loaded(one.name)
+        await home.unload(one.name)
+        assert one.name in home.added  # its next use loads it
+        await use(home, one)
+        with pytest.raises(EngineNoRoom, match="toy_spin"):
+            await use(home, toy.SPIN)
+        await use(home, toy.WORDS)
+        home.add(other, variants)
+        await use(home, other)
+        assert f"-{one.name}" not in engines.story[3:]
+    await use(home, toy.SPIN)
+    assert home.added == frozenset()
+    assert not home._uses
+
+
+async def test_an_added_engine_that_cannot_be_loaded_is_forgotten_after_its_pause(
+    engines: Engines, home: OnDemandEngines, others: tuple[Spec, Spec], variants: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = others
+    home.add(one, variants)
+    engines.broken.add(one.name)
+    with pytest.raises(EngineUnavailable):
+        await use(home, one)
+    assert one.name in home.added
+    monkeypatch.setattr(on_demand, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + 60))
+    home.add(other, variants)
+    await use(home, other)
+    assert home.added == {other.name}
+    assert not home._failures
+
+
+async def test_an_added_engine_that_is_lost_takes_nobodys_health(
+    engines: Engines, home: OnDemandEngines, others: tuple[Spec, Spec], variants: Path
+) -> None:
+    home.add(others[0], variants)
+    await use(home, others[0])
+    engines.may_load.clear()
+    await engines.unload(others[0].name)
+    assert await home.healthy()
+    engines.may_load.set()

@@ -5,6 +5,7 @@ uint8 pictures. `spin` runs as long as it is told to. `COMPUTE` says what each a
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -59,6 +60,7 @@ WIDE = Spec(
     outputs=(Port("y", "float32", ("rows", 2048)),),
     max_rows=16,
 )
+OTHER_MIXES = ("toy_mix--1", "toy_mix--2")  # the same engine, for tests that add engines
 WIDE_PARAMETERS = 4 * 2048 * 2048  # enough to be weighed: 32 MiB in fp16
 SPECS = (MIX, WORDS, PICTURE, SPIN)  # those that answer everything that fits their spec
 
@@ -107,6 +109,7 @@ COMPUTE = {
     SPIN.name: spin,
     NARROW.name: spin,
     WIDE.name: lambda tensors: {"y": tensors["x"]},
+    **dict.fromkeys(OTHER_MIXES, mix),
 }
 
 
@@ -190,6 +193,13 @@ def write_repository(root: Path) -> None:
     with (root / NARROW.name / "config.pbtxt").open("a") as config:
         config.write("dynamic_batching { default_queue_policy { max_queue_size: 1 ")
         config.write("timeout_action: REJECT default_timeout_microseconds: 200000 } }\n")
+
+
+def copy_engine(repository: Path, engine: str, to: Path, name: str) -> None:
+    """The same engine under another name, in another repository."""
+    shutil.copytree(repository / engine, to / name)
+    config = to / name / "config.pbtxt"
+    config.write_text(config.read_text().replace(f'name: "{engine}"', f'name: "{name}"', 1))
 
 
 def write_wide(root: Path) -> None:

@@ -32,7 +32,9 @@ class TritonPythonModel:
         file = config["default_model_filename"] or "model.onnx"
         self._inputs = [port["name"] for port in config["input"]]
         outputs = [port["name"] for port in config["output"]]
-        cache = Path(os.environ["MEDIAGEN_CACHE"], config["name"])
+        # a variant is one of many and goes soon: what was compiled of it would stay
+        is_variant = Path(args["model_repository"], "variant.json").is_file()
+        cache = None if is_variant else Path(os.environ["MEDIAGEN_CACHE"], config["name"])
         self._engine = OpenVINOEngine(folder / file, outputs, precision, cache)
 
     def execute(self, requests: list[Any]) -> list[Any]:
