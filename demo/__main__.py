@@ -7,9 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from demo.draw import Service
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
+ASSETS = Path(__file__).parents[1] / "model_repository" / "assets"
+ASSETS = Path(__file__).parent.parent / "model_repository" / "assets"
+TRAINED_ASSETS = (
+    "blueprint-sd15", "sepia-sd15", "neon-sdxl", "canny-sd15", "canny-sdxl", "night-harbour-sd15", "night-harbour-sdxl",
+    "print-vae-sd15", "papercut-sd15",
+)  # fmt: skip
 ENGINES = ("sd15", "sdxl", "ssd", "sd3")  # what is judged; the refiner is judged with SDXL
 
 
@@ -77,6 +85,77 @@ def _train(work: Path, options: argparse.Namespace) -> None:
         loop.Run(state=work / f"{options.network}-state", minutes=options.minutes, rate=options.rate),
         tasks[options.network](),
     )
+
+
+def _image_encoder(work: Path, options: argparse.Namespace) -> None:
+    from demo.training import image_encoder, loop
+
+    run = loop.Run(state=work / "image-encoder-state", minutes=options.minutes, rate=options.rate)
+    loop.train(run, image_encoder.Image2Scene(options.out))
+
+
+def _ip_adapter(work: Path, options: argparse.Namespace) -> None:
+    from demo.training import ip_adapter, loop
+
+    name, engine = f"ip-adapter-{options.engine}", CHECKPOINTS / options.engine
+    networks: Mapping[str, Callable[[Path], ip_adapter.Network]] = {"sd15": ip_adapter.Sd15, "sdxl": ip_adapter.Sdxl}
+    network, file = networks[options.engine](engine), options.out / f"{name}.safetensors"
+    started = work / f"{name}-start.safetensors"
+    task = ip_adapter.IpAdapter(work / "latents", network, engine / "image_encoder", file, started)
+    loop.train(loop.Run(state=work / f"{name}-state", minutes=options.minutes, rate=options.rate), task)
+
+
+def _transfer(work: Path, options: argparse.Namespace) -> None:
+    from demo.training import loop, transfer
+
+    sdxl, started = CHECKPOINTS / "sdxl", work / "transfer-start.safetensors"
+    task = transfer.Transfer(work / "latents", sdxl, sdxl / "image_encoder", options.out, started)
+    loop.train(loop.Run(state=work / "transfer-state", minutes=options.minutes, rate=options.rate), task)
+
+
+def _adapted(work: Path, options: argparse.Namespace) -> None:
+    from demo import adapted
+
+    adapter = ASSETS / f"ip-adapter-{options.engine}.safetensors"
+    out = Path(f"ip-adapter-{options.engine}.png") if options.out is None else options.out
+    adapted.judge(CHECKPOINTS / options.engine, adapter, options.scenes, out)
+
+
+def _look(work: Path, options: argparse.Namespace) -> None:
+    from demo.scenes import Scene, render
+    from demo.training import latents
+    from demo.training.style import LOOKS
+
+    def draw(scene: Scene, width: int, height: int) -> "np.ndarray":
+        return LOOKS[options.look](render(scene, width, height))
+
+    folder = work / "looks" / options.look
+    for size in options.sizes:
+        width, height = _size(size)
+        latents.write(CHECKPOINTS / "sd15" / "vae", folder, width, height, options.count, options.seed, draw)
+
+
+def _asset(work: Path, options: argparse.Namespace) -> None:
+    """The averages go to the asset's file as they come; a later start resumes."""
+    from demo.training import controlnet, inversion, loop, lora, second, vae_signature
+
+    data, looks, sd15, sdxl = work / "latents", work / "looks", CHECKPOINTS / "sd15", CHECKPOINTS / "sdxl"
+    file = options.out / f"{options.asset}.safetensors"
+    tasks: Mapping[str, Callable[[], loop.Task]] = {
+        "blueprint-sd15": lambda: lora.Sd15(
+            looks / "blueprint", sd15, (file,), (file.with_name("blueprint-kohya-sd15.safetensors"),)
+        ),
+        "sepia-sd15": lambda: lora.Sd15(looks / "sepia", sd15, (file,), ()),
+        "neon-sdxl": lambda: lora.Sdxl(looks / "neon", sdxl, (file,)),
+        "canny-sd15": lambda: controlnet.Canny(data, sd15, "sd15", file),
+        "canny-sdxl": lambda: controlnet.Canny(data, sdxl, "sdxl", file),
+        "night-harbour-sd15": lambda: inversion.Sd15(sd15, sd15 / "vae", file),
+        "night-harbour-sdxl": lambda: inversion.Sdxl(sdxl, sd15 / "vae", file),
+        "print-vae-sd15": lambda: vae_signature.Signature(data, sd15 / "vae", file),
+        "papercut-sd15": lambda: second.Second(looks / "papercut", sd15, file),
+    }
+    state = work / f"{options.asset}-state"
+    loop.train(loop.Run(state=state, minutes=options.minutes, rate=options.rate), tasks[options.asset]())
 
 
 def _assemble(work: Path, options: argparse.Namespace) -> None:
@@ -181,6 +260,20 @@ def main() -> None:
     step.add_argument("--minutes", type=float, default=100, help="of all starts together (default: %(default)s)")
     step.add_argument("--rate", type=float, default=2e-3, help="at its peak (default: %(default)s)")
     step.set_defaults(run=_train)
+    step = steps.add_parser(
+        "look", help="draw and encode scenes in a look; the data of LoRAs and the second checkpoint"
+    )
+    step.add_argument("look", choices=("blueprint", "neon", "sepia", "papercut"))
+    step.add_argument("sizes", nargs="+", help="such as 256x256")
+    step.add_argument("--count", type=int, default=400, help="scenes of each size (default: %(default)s)")
+    step.add_argument("--seed", type=int, default=9)
+    step.set_defaults(run=_look)
+    step = steps.add_parser("asset", help="train what is put around a checkpoint (demo/assets.md); resumes")
+    step.add_argument("asset", choices=TRAINED_ASSETS)
+    step.add_argument("--minutes", type=float, default=8, help="of all starts together (default: %(default)s)")
+    step.add_argument("--rate", type=float, default=2e-3, help="at its peak (default: %(default)s)")
+    step.add_argument("--out", type=Path, default=ASSETS, help="where the file goes (default: %(default)s)")
+    step.set_defaults(run=_asset)
     step = steps.add_parser("assemble", help="write checkpoints' folders from the parts")
     step.add_argument("checkpoints", nargs="+", choices=("sd15", "sdxl", "sdxl-refiner", "ssd", "sd3"))
     step.add_argument("--out", type=Path, default=CHECKPOINTS, help="where the folders go (default: %(default)s)")
@@ -201,6 +294,31 @@ def main() -> None:
             step.add_argument("--size", help="such as 512x512 (default: the engine's own)")
         else:
             step.add_argument("--out", type=Path, help="default: docs/contact-sheet-<engine>.png")
+
+    def adapter(
+        name: str, run: Callable[[Path, argparse.Namespace], None], minutes: float, out: Path, words: str
+    ) -> None:
+        step = steps.add_parser(name, help=f"{words}; resumes")
+        if name == "ip-adapter":
+            step.add_argument("engine", choices=("sd15", "sdxl"))
+        step.add_argument(
+            "--minutes", type=float, default=minutes, help="of all starts together (default: %(default)s)"
+        )
+        step.add_argument("--rate", type=float, default=1e-3, help="at its peak (default: %(default)s)")
+        step.add_argument("--out", type=Path, default=out, help="where it goes (default: %(default)s)")
+        step.set_defaults(run=run)
+
+    pictures, photomaker = CHECKPOINTS / "sdxl" / "image_encoder", CHECKPOINTS / "sdxl-photomaker"
+    adapter("image-encoder", _image_encoder, 20, pictures, "train the image encoder; needs nothing")
+    adapter(
+        "ip-adapter", _ip_adapter, 28, ASSETS, "train an IP-Adapter; needs latents, the checkpoint, the image encoder"
+    )
+    adapter("transfer", _transfer, 25, photomaker, "train the transfer encoder; needs latents, SDXL, the image encoder")
+    step = steps.add_parser("adapted", help="judge what an IP-Adapter carries over, with diffusers")
+    step.add_argument("engine", choices=("sd15", "sdxl"))
+    step.add_argument("--scenes", type=int, default=8)
+    step.add_argument("--out", type=Path, help="a sheet of the pictures (default: ip-adapter-<engine>.png)")
+    step.set_defaults(run=_adapted)
 
     step = steps.add_parser("refined", help="measure what SDXL's refiner does beside the base")
     step.add_argument("--scenes", type=int, default=16)

@@ -27,7 +27,7 @@ DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 RASTER = 4  # squares a side whose mean colours are asked
 BATCH = 48
 COLOUR_WEIGHT = 6.0  # of the raster's error beside the answers'
-SIZES = ((256, 256),) * 6 + ((512, 512), (384, 256), (256, 384), (448, 256), (256, 448), (320, 256), (256, 320))
+SIZES = ((224, 224),) * 6 + ((256, 256),) * 2 + ((512, 512), (384, 256), (256, 384), (448, 256), (256, 448))
 
 
 def new() -> CLIPVisionModelWithProjection:
