@@ -19,11 +19,31 @@ class Chunk:
 
 
 @dataclass(frozen=True)
+class Replaced:
+    """Characters of a text, from `begin` up to, not including, `end`, that read as these ids."""
+
+    begin: int
+    end: int
+    ids: tuple[int, ...]  # at least one
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """Characters of a text, from `begin` up to, not including, `end`, that are left out: the token before them stands
+    `times` times instead."""
+
+    begin: int
+    end: int
+    times: int  # at least 1
+
+
+@dataclass(frozen=True)
 class Tokens:
     """A text as its text encoder reads it."""
 
     chunks: tuple[Chunk, ...]  # at least one, which is empty where the text is
     cut: str  # the end of the text that does not fit into them, empty where all of it does
+    repeats: tuple[tuple[int, ...], ...]  # of each `Repeated`: where its tokens stand in the chunks side by side
 
 
 @dataclass(frozen=True)
@@ -54,26 +74,47 @@ class TextTokenizer:
         self._padding: int = padding["pad_id"]
         self.empty = self._chunk((), ())  # the chunk of the empty text
 
-    def chunks(self, weighted: Weighted, most: int) -> Tokens:
+    def chunks(self, weighted: Weighted, most: int, marks: Sequence[Replaced | Repeated] = ()) -> Tokens:
         """A text in chunks, `most` of them at most. A chunk ends before a word that does not fit, unless the word fits
         into none or the chunk is the last one allowed: that is full to its last id, as diffusers cuts.
 
-        Words are what the tokenizer splits a text into before it splits words. 10,000 emojis take some 20 ms: ask once
-        a text.
+        Words are what the tokenizer splits a text into before it splits words. `marks`, side by side, cut the text into
+        pieces that are read each for itself; what one puts in counts as one word. 10,000 emojis take some 20 ms: ask
+        once a text.
         """
-        encoding = self._tokenizer.encode(weighted.text, add_special_tokens=False)
-        ids, offsets = encoding.ids, encoding.offsets
+        read = self._read(weighted.text, marks)
         room = self.length - len(self._begin) - len(self._end)
-        bounds = tuple(_bounds(encoding.word_ids, room, most))
-        weights = _weights(weighted, offsets[: bounds[-1]])
-        kept = max(end for _, end in offsets[: bounds[-1]]) if bounds[-1] < len(ids) else len(weighted.text)
+        bounds = tuple(_bounds(read.words, room, most))
+        last = bounds[-1]
+        weights = _weights(weighted, read.offsets[:last])
+        kept = max(end for _, end in read.offsets[:last]) if last < len(read.ids) else len(weighted.text)
+        places = tuple(_places(bounds, self.length, len(self._begin)))
         return Tokens(
             tuple(
-                self._chunk(ids[begin:end], weights[begin:end])
+                self._chunk(read.ids[begin:end], weights[begin:end])
                 for begin, end in zip((0, *bounds[:-1]), bounds, strict=True)
             ),
             weighted.text[kept:].strip(),
+            tuple(places[begin : min(end, last)] for begin, end in read.repeats),
         )
+
+    def _read(self, text: str, marks: Sequence[Replaced | Repeated]) -> "_Read":
+        read, done = _Read([], [], [], []), 0
+        for mark in marks:
+            self._append(read, text, done, mark.begin)
+            match mark:
+                case Replaced(begin, end, ids):
+                    read.append(ids, _spread(begin, end, len(ids)), [0] * len(ids))
+                case Repeated(begin, end, times):
+                    read.repeat(_spread(begin, end, times))
+            done = mark.end
+        self._append(read, text, done, len(text))
+        return read
+
+    def _append(self, read: "_Read", text: str, begin: int, end: int) -> None:
+        encoding = self._tokenizer.encode(text[begin:end], add_special_tokens=False)
+        offsets = [(begin + first, begin + behind) for first, behind in encoding.offsets]
+        read.append(encoding.ids, offsets, encoding.word_ids)
 
     def _chunk(self, ids: Sequence[int], weights: Sequence[float]) -> Chunk:
         framed = (*self._begin, *ids, *self._end)
@@ -91,7 +132,46 @@ def _frame(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(framed.ids[: texts[0]]), tuple(framed.ids[texts[-1] + 1 :])
 
 
-def _bounds(words: Sequence[int | None], room: int, most: int) -> Iterator[int]:
+@dataclass(frozen=True)
+class _Read:
+    """A text's tokens as they are found."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]  # characters that each stands for
+    words: list[int]  # that each is of, numbered
+    repeats: list[tuple[int, int]]  # tokens from, up to
+
+    def append(self, ids: Sequence[int], offsets: Sequence[tuple[int, int]], words: Sequence[int | None]) -> None:
+        """A piece's; its words are numbered for themselves."""
+        first = self.words[-1] + 1 if self.words else 0
+        self.ids.extend(ids)
+        self.offsets.extend(offsets)
+        self.words.extend(first + (word or 0) for word in words)
+
+    def repeat(self, offsets: Sequence[tuple[int, int]]) -> None:
+        """The last token, so that these are its characters; nothing where there is none."""
+        if self.ids:
+            begin = len(self.ids) - 1
+            self.ids[begin:] = self.ids[begin:] * len(offsets)
+            self.words[begin:] = self.words[begin:] * len(offsets)
+            self.offsets[begin:] = offsets
+            self.repeats.append((begin, len(self.ids)))
+        else:
+            self.repeats.append((0, 0))
+
+
+def _spread(begin: int, end: int, times: int) -> list[tuple[int, int]]:
+    """The characters of so many tokens for one mark: the last one's, so that a mark that is cut is told as cut."""
+    return [*((begin, begin) for _ in range(times - 1)), (begin, end)]
+
+
+def _places(bounds: Sequence[int], length: int, framed: int) -> Iterator[int]:
+    """Where each token stands in the chunks side by side, each of which begins with so many ids of its frame."""
+    for number, (begin, end) in enumerate(zip((0, *bounds[:-1]), bounds, strict=True)):
+        yield from range(number * length + framed, number * length + framed + end - begin)
+
+
+def _bounds(words: Sequence[int], room: int, most: int) -> Iterator[int]:
     """Where each chunk ends, in tokens; the last may lie before the end of the text."""
     end = 0
     for number in range(1, most + 1):

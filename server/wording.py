@@ -5,11 +5,15 @@ Knows no request, no network and no style by name.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
+from server.adapters.tokens import Found, Inversion, find, table
+from server.adapters.transfer import Marked, Transfer
+from server.engines.port import Array
 from server.families.base import Text
 from server.prompts.styles import Style
 from server.prompts.weights import LEAST, MOST, Weighted, parse
-from server.tokenizer import Prompt, TextTokenizer, Tokens
+from server.tokenizer import Prompt, Repeated, Replaced, TextTokenizer, Tokens
 
 
 @dataclass(frozen=True)
@@ -39,32 +43,93 @@ class Wording:
 class Reading:
     """A wording as the text engines read it."""
 
-    prompts: Mapping[Text, Prompt]
+    prompts: Mapping[Text, Prompt]  # without the trigger words of transfer images
     negative_prompts: Mapping[Text, Prompt]  # as many chunks each as in `prompts`
+    marked: Mapping[Text, Marked]  # the prompts with a token for each transfer image; empty without those
+    vectors: Mapping[
+        str, Array
+    ]  # by text engine: k width, float32, what ids below 0 stand for; empty without inversions
     notices: tuple[str, ...]  # what was left out or bounded, in sentences
 
 
-def read_texts(wording: Wording, texts: Sequence[Text], tokenizers: Mapping[str, TextTokenizer]) -> Reading:
-    """10,000 emojis take some 20 ms a tokenizer; `tokenizers` are by text engine."""
+def read_texts(
+    wording: Wording,
+    texts: Sequence[Text],
+    tokenizers: Mapping[str, TextTokenizer],
+    inversions: Sequence[Inversion] = (),
+    transfers: Sequence[Transfer] = (),
+) -> Reading:
+    """10,000 emojis take some 20 ms a tokenizer; `tokenizers` are by text engine. No two triggers are equal."""
     names = {field: _told(wording, field) for field in _FIRST}
     weighted = {name: parse(getattr(wording, name)) for name in dict.fromkeys(names.values())}
-    tokens: dict[tuple[str, str], Tokens] = {}  # by engine and field
-    for text in texts:
-        for field in (text.field, f"negative_{text.field}"):
-            if (text.engine, names[field]) not in tokens:
-                found = tokenizers[text.engine].chunks(weighted[names[field]], text.most_chunks)
-                tokens[text.engine, names[field]] = found
-    length = max(len(found.chunks) for found in tokens.values())
+    tables = {text.engine: table(inversions, text.engine) for text in texts}
+    triggers = [*(each.trigger for each in inversions), *(each.trigger for each in transfers)]
+    found = {name: find(text.text, triggers) for name, text in weighted.items()}
+    once = {transfer.trigger: 1 for transfer in transfers}
+    times = {transfer.trigger: len(transfer.pixel_values) for transfer in transfers}
 
-    def prompt(engine: str, field: str) -> Prompt:
-        chunks, empty = tokens[engine, names[field]].chunks, tokenizers[engine].empty
-        return Prompt(chunks + (empty,) * (length - len(chunks)), empty)
+    def tokens(text: Text, name: str, repeated: Mapping[str, int]) -> Tokens:
+        marks = _marks(found[name], tables[text.engine][0], repeated)
+        return tokenizers[text.engine].chunks(weighted[name], text.most_chunks, tuple(marks))
+
+    plain: dict[tuple[str, str], Tokens] = {}  # by engine and field
+    for text in texts:
+        for field, repeated in ((text.field, once), (f"negative_{text.field}", {})):
+            if (text.engine, names[field]) not in plain:
+                plain[text.engine, names[field]] = tokens(text, names[field], repeated)
+    marked = {text: tokens(text, names[text.field], times) for text in texts if transfers}
+    length = max(len(each.chunks) for each in (*plain.values(), *marked.values()))
+
+    def prompt(engine: str, each: Tokens) -> Prompt:
+        empty = tokenizers[engine].empty
+        return Prompt(each.chunks + (empty,) * (length - len(each.chunks)), empty)
 
     return Reading(
-        prompts={text: prompt(text.engine, text.field) for text in texts},
-        negative_prompts={text: prompt(text.engine, f"negative_{text.field}") for text in texts},
-        notices=(*_cuts(tokens), *_bounds(weighted)),
+        prompts={text: prompt(text.engine, plain[text.engine, names[text.field]]) for text in texts},
+        negative_prompts={
+            text: prompt(text.engine, plain[text.engine, names[f"negative_{text.field}"]]) for text in texts
+        },
+        marked={
+            text: Marked(prompt(text.engine, each), _places(each, found[names[text.field]], times))
+            for text, each in marked.items()
+        },
+        vectors={engine: vectors for engine, (_, vectors) in tables.items() if len(vectors) > 0},
+        notices=(
+            *_cuts(plain | {(text.engine, names[text.field]): each for text, each in marked.items()}),
+            *_bounds(weighted),
+            *_unread(inversions, found),
+        ),
     )
+
+
+def _marks(
+    found: Sequence[Found], ids: Mapping[str, tuple[int, ...]], times: Mapping[str, int]
+) -> Iterator[Replaced | Repeated]:
+    """What trigger words are read as; those of neither kind are words."""
+    for each in found:
+        if each.trigger in ids:
+            yield Replaced(each.begin, each.end, ids[each.trigger])
+        elif each.trigger in times:
+            yield Repeated(each.begin, each.end, times[each.trigger])
+
+
+def _places(tokens: Tokens, found: Sequence[Found], times: Mapping[str, int]) -> dict[int, int]:
+    """Of each picture that is not cut; a trigger word's first one is numbered by the pictures of those before it in the
+    request."""
+    firsts = dict(zip(times, accumulate(times.values(), initial=0), strict=False))
+    triggers = [each.trigger for each in found if each.trigger in times]
+    return {
+        firsts[trigger] + number: place
+        for trigger, places in zip(triggers, tokens.repeats, strict=True)
+        for number, place in enumerate(places)
+    }
+
+
+def _unread(inversions: Sequence[Inversion], found: Mapping[str, Sequence[Found]]) -> Iterator[str]:
+    standing = {each.trigger for several in found.values() for each in several}
+    for each in inversions:
+        if each.trigger not in standing:
+            yield f"textual_inversions: no text has the word {each.trigger!r}, which therefore did nothing"
 
 
 _FIRST = {  # the text that another one is a copy of

@@ -1,5 +1,6 @@
 """A text in chunks of tokens: what frames them, where they end, what a token weighs, what is cut."""
 
+import re
 import time
 import timeit
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from tokenizers.models import WordLevel
 
 from server.catalog import Catalog
 from server.prompts.weights import parse
-from server.tokenizer import Chunk, TextTokenizer, Tokens
+from server.tokenizer import Chunk, Repeated, Replaced, TextTokenizer, Tokens
 
 START, END, BANG = "<|startoftext|>", "<|endoftext|>", "!"
 
@@ -57,7 +58,7 @@ def test_a_short_text_is_one_chunk_between_start_and_end(
 @pytest.mark.parametrize("text", ["", " ", "()", "(:1.5)"])
 def test_no_text_is_one_empty_chunk(clip: TextTokenizer, t5: TextTokenizer, text: str) -> None:
     for tokenizer in (clip, t5):
-        assert read(tokenizer, text) == Tokens((tokenizer.empty,), "")
+        assert read(tokenizer, text) == Tokens((tokenizer.empty,), "", ())
 
 
 def test_the_frame_and_the_padding_are_the_files_own(sdxl_catalog: Catalog, t5: TextTokenizer) -> None:
@@ -146,6 +147,61 @@ def test_t5_is_cut_to_its_one_chunk(t5: TextTokenizer) -> None:
     assert len(chunk.ids) == 20
     assert chunk.ids[-1] == 1
     assert found.cut == "red house by the sea a red house by the sea"  # 19 of 30 words fit
+
+
+def test_marks_cut_a_text_into_pieces_and_put_their_ids_between(
+    clip: TextTokenizer, words: Callable[[Chunk], list[str]]
+) -> None:
+    text = "a <c> house, (qq<c>:1.5)"
+    weighted = parse(text)
+    marks = [Replaced(match.start(), match.end(), (-1, -2)) for match in re.finditer("<c>", weighted.text)]
+    (chunk,) = clip.chunks(weighted, 3, marks).chunks
+    pieces = [read(clip, piece).chunks[0] for piece in ("a", "house, qq")]
+    a, house = (tuple(words(piece)[1 : words(piece).index(END)]) for piece in pieces)
+    assert (a, house) == (("a",), ("house", ",", "q", "q"))
+    assert chunk.ids[:10] == (pieces[0].ids[0], pieces[0].ids[1], -1, -2, *pieces[1].ids[1:5], -1, -2)
+    assert chunk.weights[:10] == (1.0,) * 6 + (1.5,) * 4
+    assert chunk.ids[10] == clip.empty.ids[1]
+
+
+def test_a_piece_is_read_as_if_it_stood_alone(clip: TextTokenizer) -> None:
+    """As in diffusers: an added token cuts the text before its words are looked for."""
+    weighted = parse("redxhouse")
+    (chunk,) = clip.chunks(weighted, 1, [Replaced(3, 4, (-1,))]).chunks
+    red, house = (read(clip, word).chunks[0].ids[1] for word in ("red", "house"))
+    assert chunk.ids[1:4] == (red, -1, house)
+
+
+def test_what_a_mark_puts_in_begins_the_next_chunk_where_it_does_not_fit(clip: TextTokenizer) -> None:
+    weighted = parse("red " * 73 + "<c> sun")
+    mark = Replaced(weighted.text.index("<"), weighted.text.index(">") + 1, (-1, -2, -3))
+    first, second = clip.chunks(weighted, 3, [mark]).chunks
+    assert first.ids[74] == first.ids[75] == first.ids[76] == clip.empty.ids[1]
+    assert second.ids[1:4] == (-1, -2, -3)
+    full = clip.chunks(weighted, 1, [mark])
+    assert full.chunks[0].ids[74:76] == (-1, -2)
+    assert full.cut == "<c> sun"
+
+
+def test_a_repeated_token_is_the_one_before_and_its_places_are_told(clip: TextTokenizer) -> None:
+    weighted = parse("red " * 73 + "man (bob:1.5) sun")
+    (at,) = [match.start() for match in re.finditer("bob", weighted.text)]
+    man, sun = (read(clip, word).chunks[0].ids[1] for word in ("man", "sun"))
+    found = clip.chunks(weighted, 3, [Repeated(at, at + 3, 3)])
+    first, second = found.chunks
+    assert found.repeats == ((78, 79, 80),)
+    assert first.ids[73:75] == (first.ids[73], clip.empty.ids[1])
+    assert second.ids[1:5] == (man, man, man, sun)
+    assert second.weights[1:5] == (1.5, 1.5, 1.5, 1.0)
+    cut = clip.chunks(weighted, 1, [Repeated(at, at + 3, 3)])
+    assert cut.repeats == ((74, 75),)
+    assert cut.cut == "bob sun"
+
+
+def test_a_repeated_token_at_the_texts_begin_is_none(clip: TextTokenizer) -> None:
+    found = clip.chunks(parse("bob sun"), 3, [Repeated(0, 3, 3)])
+    assert found.repeats == ((),)
+    assert found.chunks == read(clip, "sun").chunks
 
 
 def test_ten_thousand_emojis_take_tens_of_milliseconds(clip: TextTokenizer) -> None:
