@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from server.adapters.control import preprocessor
 from server.engines.port import Spec
 from server.families import families
 from server.families.base import Family
@@ -20,8 +21,9 @@ class Engine:
 
     card: Card
     family: Family[Any]  # of the card's own type
-    specs: tuple[Spec, ...]  # the family's, then the safety stage's
+    specs: tuple[Spec, ...]  # preprocessors, the family's, the safety stage's
     templates: tuple[Spec, ...]  # graphs that are run as variants alone
+    preprocessors: tuple[Spec, ...]  # of the deployment, where a template takes their maps; in `specs`, too
     refuses: frozenset[str]  # request fields that ask for what it does not have
     schedule: Schedule
     tokenizers: Mapping[str, TextTokenizer]  # by text engine
@@ -58,16 +60,59 @@ def _expect_checkers(checked: Collection[str], cards: Sequence[Card], repository
         )
 
 
+# Request fields that ask for a network which not every repository holds, by the end of its name.
+_ASK_FOR = {
+    "unet_control": (
+        "controlnet",
+        "controlnet_image",
+        "controlnet_preprocess",
+        "controlnet_conditioning_scale",
+        "controlnet_early_stop",
+    ),
+    "unet_ip": (
+        "ip_adapter",
+        "ip_adapter_image",
+        "ip_adapter_mask_image",
+        "ip_adapter_method",
+        "ip_adapter_mode",
+        "ip_adapter_scale",
+    ),
+    "transfer_encoder": ("transfer_images",),
+}
+
+
+def _missing(card: Card, networks: Sequence[Spec]) -> frozenset[str]:
+    """Request fields whose network is not there."""
+    held = {spec.name for spec in networks}
+    absent = (fields for end, fields in _ASK_FOR.items() if f"{card.name}_{end}" not in held)
+    return frozenset(field for fields in absent for field in fields)
+
+
 def _engine(card: Card, family: Family[Any], repository: Path, checked: bool) -> Engine:
     safety = with_checker(card) if checked else NO_SAFETY
+    templates = family.templates(card)
+    networks = family.engines(card)
+    preprocessors = _preprocessors(repository) if any(_takes_maps(spec) for spec in templates) else ()
+    specs = (*preprocessors, *networks, *safety.specs)
     names = dict.fromkeys(text.engine for text in family.texts(card))
     return Engine(
         card=card,
         family=family,
-        specs=(*family.engines(card), *safety.specs),
-        templates=family.templates(card),
-        refuses=family.refuses(card),
+        specs=specs,
+        templates=templates,
+        preprocessors=preprocessors,
+        refuses=family.refuses(card) | _missing(card, (*networks, *templates)),
         schedule=noise_schedule(card.scheduler),
         tokenizers={name: TextTokenizer(repository / name / "tokenizer.json") for name in names},
         safety=safety,
     )
+
+
+def _takes_maps(spec: Spec) -> bool:
+    return any(port.name == "control" for port in spec.inputs)
+
+
+def _preprocessors(repository: Path) -> tuple[Spec, ...]:
+    """Engines of no card: the export of each is a folder of its own."""
+    found = sorted(path.parent.name for path in repository.glob("preprocessor_*/config.pbtxt"))
+    return tuple(preprocessor(name.removeprefix("preprocessor_")) for name in found)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from server.beginning import Encoded, View, begin
-from server.families.base import Run, Stage
+from server.families.base import Network, Run, Stage
 from server.levels import CLEAN, Array, Level
 from server.noise import NoiseStream
 from server.plan import Plan
@@ -47,8 +47,9 @@ async def _walk(
     before every evaluation but the first, which begins with it."""
     sampling = plan.sampler.run(x, stage.steps, noise)
     x, level = next(sampling)
+    networks = (network for network in stage.networks for _ in range(network.evaluations))
     while True:
-        raw = await _guided(plan, stage, x, view.told, level, run)
+        raw = await _guided(plan, next(networks), x, view.told, level, run)
         evaluated()
         clean = plan.engine.schedule.clean_from(raw, x, level)
         try:
@@ -59,16 +60,16 @@ async def _walk(
         x = view.known(x, level)
 
 
-async def _guided(plan: Plan, stage: Stage, x: Array, told: Array, level: Level, run: Run) -> Array:
+async def _guided(plan: Plan, network: Network, x: Array, told: Array, level: Level, run: Run) -> Array:
     """The network's output after classifier-free guidance (Ho and Salimans 2022, in diffusers' parametrisation)."""
     rows = 2 if plan.guided else 1
     sample = np.concatenate((x, told))
     inputs = {
         "sample": np.broadcast_to(sample, (rows, *sample.shape)),
         "timestep": np.full(rows, level.time, np.float32),
-        **stage.inputs,
+        **network.inputs,
     }
-    prediction = (await run(stage.denoiser, inputs))["prediction"]  # rows c h w, float32
+    prediction = (await run(network.denoiser, inputs))["prediction"]  # rows c h w, float32
     if not plan.guided:
         only: Array = prediction[0]
         return only

@@ -9,17 +9,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from math import exp, isfinite
 
-import numpy as np
-from PIL import Image
-
+from server.clip import normalised
 from server.engines.port import Array, EngineFault, Port, Spec
 from server.families.base import Run
 from server.families.card import Card
 
 SIDE = 224  # pixels, of what CLIP is shown
-# CLIPImageProcessor's: what its tower was trained on, of channels in 0..1
-MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
-STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 # diffusers rounds a margin to thousandths before it asks whether it is above 0.
 LEAST_MARGIN = 0.0005
 # Of a cosine: one concept's margin spreads over a few hundredths; the checker's own step of caution is 0.01.
@@ -53,7 +48,7 @@ def safety_checker(card: Card) -> Spec:
     """The engine of a card that has one."""
     return Spec(
         name=f"{card.name}_safety_checker",
-        inputs=(Port("pixels", "float32", ("rows", 3, SIDE, SIDE)),),  # RGB, normalised by MEAN and STD
+        inputs=(Port("pixels", "float32", ("rows", 3, SIDE, SIDE)),),  # RGB, normalised as CLIP's
         outputs=(Port("margin", "float32", ("rows",)),),  # highest of (cosine similarity - threshold) over the concepts
         max_rows=1,  # pictures of a request finish one after the other
     )
@@ -74,7 +69,7 @@ async def _not_checked(pixels: Array, card: Card, run: Run) -> Verdict:
 
 async def _by_checker(pixels: Array, card: Card, run: Run) -> Verdict:
     """Of an engine with one. Raises `EngineFault` where the answer is no number: nothing passes so."""
-    shown = await asyncio.to_thread(normalised, pixels)
+    shown = await asyncio.to_thread(normalised, pixels, SIDE)
     spec = safety_checker(card)
     margin = float((await run(spec, {"pixels": shown[None]}))["margin"][0])
     if not isfinite(margin):
@@ -95,19 +90,3 @@ def verdict(margin: float) -> Passed | Removed:
     distance = margin - LEAST_MARGIN
     score = 1 / (1 + exp(-distance / _SOFTNESS))
     return Removed(score) if distance > 0 else Passed(score)
-
-
-def normalised(pixels: Array) -> Array:
-    """As CLIPImageProcessor does: the shorter edge to 224 pixels, bicubic; the centre cut out; normalised.
-
-    Height width 3, uint8 -> 3 224 224, float32, about unit variance.
-    """
-    height, width, _ = pixels.shape
-    shorter = min(height, width)
-    small = Image.fromarray(pixels).resize(
-        (SIDE * width // shorter, SIDE * height // shorter), Image.Resampling.BICUBIC
-    )
-    left, top = (small.width - SIDE) // 2, (small.height - SIDE) // 2
-    centre = np.asarray(small.crop((left, top, left + SIDE, top + SIDE)), np.float32) / 255
-    shown: Array = np.ascontiguousarray(((centre - MEAN) / STD).transpose(2, 0, 1))
-    return shown

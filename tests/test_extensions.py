@@ -28,7 +28,7 @@ TOY_FAMILY = '''
 import numpy as np
 
 from server.engines.port import Port, Spec
-from server.families.base import Family, Posterior, Size, Stage, Text
+from server.families.base import Family, Network, Posterior, Size, Stage, Text
 from server.families.card import Card
 from server.samplers import SAMPLERS
 
@@ -50,7 +50,7 @@ async def condition(plan, card, run):
     words, net = engines(card)
     (text,) = texts(card)
     ids = np.array([prompt.chunks[0].ids for prompt in plan.rows(text)], np.int64)
-    return (Stage(net, await run(words, {"ids": ids}), plan.walked, told=False),)
+    return (Stage((Network(net, await run(words, {"ids": ids}), plan.evaluations),), plan.walked, told=False),)
 
 
 async def encode(pixels, visible, card, run):

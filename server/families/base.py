@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 AnyCard = TypeVar("AnyCard", bound=Card)
 Result = TypeVar("Result")
+Other = TypeVar("Other")
 
 Run = Callable[[Spec, Tensors], Awaitable[Mapping[str, Array]]]  # one execution of an engine
 
@@ -40,14 +41,22 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A part of the denoising: which network does it, and what that is told besides the sample and the timestep.
+class Network:
+    """Which network denoises, what it is told besides the sample and the timestep, and how long.
 
     `inputs` has the rows of one picture: (negative, positive) where guidance is on, else (positive,).
     """
 
     denoiser: Spec
     inputs: Mapping[str, Array]
+    evaluations: int  # more than none
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the denoising: one run of the sampler."""
+
+    networks: tuple[Network, ...]  # one after the other; together they do the run's evaluations
     steps: Sequence[Step]  # more than none; the next stage goes on where they end
     told: bool  # of the mask and the masked picture, as further channels of its sample
 
@@ -84,6 +93,13 @@ class Family(Generic[AnyCard]):
     condition: Callable[[Plan, AnyCard, Run], Awaitable[tuple[Stage, ...]]]
     encode: Callable[[Array, Array, AnyCard, Run], Awaitable[Posterior]]
     decode: Callable[[Array, AnyCard, Run], Awaitable[Array]]
+
+
+async def both(first: Awaitable[Result], second: Awaitable[Other]) -> tuple[Result, Other]:
+    """The results of two things of unlike kinds that run side by side. The first that fails ends the other."""
+    tasks = asyncio.ensure_future(first), asyncio.ensure_future(second)
+    await together(*tasks)
+    return tasks[0].result(), tasks[1].result()
 
 
 async def together(*works: Awaitable[Result]) -> list[Result]:

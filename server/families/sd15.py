@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from server.adapters.ip_adapter import Reach
 from server.engines.port import Port, Spec
 from server.families.adapted import AdaptedCard, image_encoders, templates
-from server.families.base import Family, Run, Size, Stage, Text
+from server.families.base import Family, Run, Size, Stage, Text, both
+from server.families.guides import Guided, with_texts
 from server.families.parts import (
     CLIP_TOKENS,
     MAX_ROWS,
@@ -32,6 +34,10 @@ from server.samplers import SAMPLERS
 
 if TYPE_CHECKING:
     from server.plan import Plan
+
+
+# What the methods of IP-Adapters drive.
+REACH: Reach = {"full": ("",), "style": ("up_blocks.1.",), "composition": ("down_blocks.2.", "mid_block.")}
 
 
 @dataclass(frozen=True)
@@ -84,17 +90,28 @@ def texts(card: Sd15Card) -> tuple[Text, ...]:
     return (Text(text_encoder(card).name, "prompt", MOST_CHUNKS),)
 
 
+def guided(card: Sd15Card) -> Guided:
+    """The UNet with ControlNets and IP-Adapters."""
+    return Guided(card, unet(card), card.text_width, REACH)
+
+
 async def condition(plan: Plan, card: Sd15Card, run: Run) -> tuple[Stage, ...]:
     """Text states of the negative and the positive prompt; the negative one only where guidance uses it."""
     (text,) = texts(card)
     prompts = plan.rows(text)
-    encoded = await text_states(text_encoder(card), prompts, left_out(plan, prompts), run)
-    return (Stage(unet(card), {"encoder_hidden_states": encoded["hidden_states"]}, plan.walked, told=card.inpainting),)
+    encoded, networks = await both(
+        text_states(text_encoder(card), prompts, left_out(plan, prompts), run, plan.vectors),
+        guided(card).networks(plan, plan.evaluations, run),
+    )
+    told = with_texts(networks, {"encoder_hidden_states": encoded["hidden_states"]})
+    return (Stage(told, plan.walked, told=card.inpainting),)
 
 
 def used(plan: Plan, card: Sd15Card) -> Mapping[str, int]:
     """Executions of each network."""
-    return executions(plan, card, (text_encoder(card),), {unet(card).name: plan.evaluations})
+    unets = guided(card)
+    once = (text_encoder(card), *unets.lookers(plan, plan.evaluations))
+    return executions(plan, card, once, dict(unets.turns(plan, plan.evaluations)))
 
 
 FAMILY = Family(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from server.engines.port import Array, Port, Spec
-from server.families.base import Family, Run, Size, Stage, Text, together
+from server.families.base import Family, Network, Run, Size, Stage, Text, together
 from server.families.card import Card
 from server.families.parts import (
     CLIP_TOKENS,
@@ -118,16 +118,13 @@ async def condition(plan: Plan, card: Sd3Card, run: Run) -> tuple[Stage, ...]:
     behind = t5[0] if card.t5 else np.zeros((rows, T5_TOKENS, card.joint_width), np.float32)
     states: Array = np.concatenate((np.concatenate((clip, clip_2, padding), axis=2), behind), axis=1)
     pooled: Array = np.concatenate((encoded[0]["pooled"], encoded[1]["pooled"]), axis=1)  # rows width
-    return (
-        Stage(
-            transformer(card), {"encoder_hidden_states": states, "pooled_projections": pooled}, plan.walked, told=False
-        ),
-    )
+    inputs = {"encoder_hidden_states": states, "pooled_projections": pooled}
+    return (Stage((Network(transformer(card), inputs, plan.evaluations),), plan.walked, told=False),)
 
 
 def used(plan: Plan, card: Sd3Card) -> Mapping[str, int]:
     """Executions of each network."""
-    return executions(plan, card, text_encoders(card), {transformer(card).name: plan.evaluations})
+    return executions(plan, card, text_encoders(card), {transformer(card): plan.evaluations})
 
 
 FAMILY = Family(

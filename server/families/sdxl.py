@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from server.adapters.ip_adapter import Reach
 from server.engines.port import Port, Spec, Tensors
 from server.families.adapted import AdaptedCard, image_encoders, templates
-from server.families.base import Family, Run, Size, Stage, Text, together
+from server.families.base import Family, Network, Run, Size, Stage, Text, both, together
+from server.families.guides import Guided, with_texts
 from server.families.parts import (
     CLIP_TOKENS,
     MAX_ROWS,
@@ -43,6 +45,10 @@ AESTHETIC_SCORE = 6.0  # what the refiner is told of the positive half; diffuser
 NEGATIVE_AESTHETIC_SCORE = 2.5
 BASE_TIME_IDS = 6  # original height and width, top and left of the crop, target height and width
 REFINER_TIME_IDS = 5  # original height and width, top and left of the crop, aesthetic score
+
+
+# What the methods of IP-Adapters drive.
+REACH: Reach = {"full": ("",), "style": ("up_blocks.0.attentions.1.",), "composition": ("down_blocks.2.attentions.1.",)}
 
 
 @dataclass(frozen=True)
@@ -154,12 +160,21 @@ def engines(card: SdxlCard) -> tuple[Spec, ...]:
 
 def used(plan: Plan, card: SdxlCard) -> Mapping[str, int]:
     """Executions of each network. A UNet without a step is left out, and so is the encoder that only the base reads."""
-    base = plan.sampler.evaluations(plan.base_steps)
+    base, unets = _base_evaluations(plan), guided(card)
     texts = (text_encoder(card), text_encoder_2(card)) if _has_base(plan) else (text_encoder_2(card),)
-    denoisers = {unet(card).name: base}
+    denoisers = dict(unets.turns(plan, base))
     if _has_refiner(plan):
-        denoisers[refiner(card).name] = plan.evaluations - base
-    return executions(plan, card, texts, denoisers)
+        denoisers[refiner(card)] = plan.evaluations - base
+    return executions(plan, card, (*texts, *unets.lookers(plan, base)), denoisers)
+
+
+def guided(card: SdxlCard) -> Guided:
+    """The base with ControlNets and IP-Adapters; a refiner is told of none."""
+    return Guided(card, unet(card), states_width(card), REACH)
+
+
+def _base_evaluations(plan: Plan) -> int:
+    return plan.sampler.evaluations(plan.base_steps)
 
 
 def _has_base(plan: Plan) -> bool:
@@ -198,13 +213,16 @@ async def condition(plan: Plan, card: SdxlCard, run: Run) -> tuple[Stage, ...]:
     if _has_refiner(plan):
         alone = plan.rows(_refiner_text(card))
     skips_2 = (*left_out(plan, second), *left_out(plan, alone))
-    encoded, encoded_2 = await together(
-        text_states(text_encoder(card), first, left_out(plan, first), run),
-        text_states(text_encoder_2(card), (*second, *alone), skips_2, run),
+    (encoded, encoded_2), networks = await both(
+        together(
+            text_states(text_encoder(card), first, left_out(plan, first), run, plan.vectors),
+            text_states(text_encoder_2(card), (*second, *alone), skips_2, run, plan.vectors),
+        ),
+        guided(card).networks(plan, _base_evaluations(plan), run),
     )
     base = {name: tensor[: len(second)] for name, tensor in encoded_2.items()}
     refined = {name: tensor[len(second) :] for name, tensor in encoded_2.items()}
-    stages = (_base(plan, card, encoded, base),) if first else ()
+    stages = (_base(plan, card, encoded, base, networks),) if first else ()
     return (*stages, _refined(plan, card, refined)) if alone else stages
 
 
@@ -218,7 +236,7 @@ def _has_zeros(plan: Plan, card: SdxlCard) -> bool:
     return card.zeros_for_no_negative and not plan.negated
 
 
-def _base(plan: Plan, card: SdxlCard, encoded: Tensors, encoded_2: Tensors) -> Stage:
+def _base(plan: Plan, card: SdxlCard, encoded: Tensors, encoded_2: Tensors, networks: tuple[Network, ...]) -> Stage:
     texts = {
         "encoder_hidden_states": np.concatenate([encoded["hidden_states"], encoded_2["hidden_states"]], axis=-1),
         "text_embeds": encoded_2["pooled"],
@@ -228,7 +246,7 @@ def _base(plan: Plan, card: SdxlCard, encoded: Tensors, encoded_2: Tensors) -> S
     time_ids = np.array([(*_framing(plan), plan.size.height, plan.size.width)], np.float32)  # 1 6
     rows = len(texts["text_embeds"])
     inputs = {**texts, "time_ids": time_ids.repeat(rows, axis=0)}
-    return Stage(unet(card), inputs, plan.base_steps, told=card.inpainting)
+    return Stage(with_texts(networks, inputs), plan.base_steps, told=card.inpainting)
 
 
 def _refined(plan: Plan, card: SdxlCard, encoded: Tensors) -> Stage:
@@ -238,7 +256,8 @@ def _refined(plan: Plan, card: SdxlCard, encoded: Tensors) -> Stage:
         "text_embeds": encoded["pooled"],  # rows width
         "time_ids": np.array([(*_framing(plan), score) for score in scores], np.float32),  # rows 5
     }
-    return Stage(refiner(card), inputs, plan.refiner_steps, told=False)
+    network = Network(refiner(card), inputs, plan.evaluations - _base_evaluations(plan))
+    return Stage((network,), plan.refiner_steps, told=False)
 
 
 def _framing(plan: Plan) -> tuple[int, int, int, int]:

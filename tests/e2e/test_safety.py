@@ -24,7 +24,8 @@ from export.checkpoint import Checkpoint
 from export.recipes.safety import COMPONENT, WithSafetyChecker
 from export.repository import export
 from server.catalog import read_catalog
-from server.safety import normalised
+from server.clip import normalised
+from server.safety import SIDE
 
 SNOW, NIGHT = (
     pb.GenerateRequest(
@@ -40,7 +41,7 @@ def add_checker(repository: Path, removed: np.ndarray, passed: np.ndarray, folde
     write_safety_checker(folder)
     checker = StableDiffusionSafetyChecker.from_pretrained(folder, torch_dtype=torch.float32)
     with torch.no_grad():
-        shown = torch.from_numpy(np.stack([normalised(removed), normalised(passed)]))
+        shown = torch.from_numpy(np.stack([normalised(removed, SIDE), normalised(passed, SIDE)]))
         seen = torch.nn.functional.normalize(checker.visual_projection(checker.vision_model(shown)[1]))
     state = checker.state_dict()
     state["concept_embeds"][0] = seen[0] - seen[1]

@@ -18,10 +18,11 @@ from export.checkpoint import Checkpoint, open_component
 from export.published import PUBLISHED
 from export.recipes import safety, sd15
 from export.repository import export
+from server.clip import normalised
 from server.engines import golden
 from server.engines.local import LocalEngines
 from server.families.sd15 import engines
-from server.safety import Removed, normalised, safety_checker, verdict, with_checker
+from server.safety import SIDE, Removed, safety_checker, verdict, with_checker
 
 
 def pictures() -> list[np.ndarray]:
@@ -40,7 +41,7 @@ def pictures() -> list[np.ndarray]:
 def summary(checker: StableDiffusionSafetyChecker, pixels: np.ndarray) -> torch.Tensor:
     """What the tower makes of a picture: width, of length 1."""
     with torch.no_grad():
-        pooled = checker.vision_model(torch.from_numpy(normalised(pixels))[None])[1]
+        pooled = checker.vision_model(torch.from_numpy(normalised(pixels, SIDE))[None])[1]
         return torch.nn.functional.normalize(checker.visual_projection(pooled))[0]
 
 
@@ -98,7 +99,7 @@ async def test_the_exported_checker_decides_as_diffusers_does(
 
         removed = []
         for picture in pictures():
-            shown = torch.from_numpy(normalised(picture))[None]
+            shown = torch.from_numpy(normalised(picture, SIDE))[None]
             _, (told,) = reference(images=np.zeros((1, 8, 8, 3), np.float32), clip_input=shown)
             (margin,) = (await home.run(spec.name, {"pixels": shown.numpy()}))["margin"]
             assert margin == pytest.approx(expected_margin(reference, picture), abs=1e-4)

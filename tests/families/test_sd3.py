@@ -80,11 +80,11 @@ def _column(values: Array, shape: tuple[int | str, ...]) -> Array:
 async def stage_of(card: Sd3Card, folder: Path, **fields: object) -> Stage:
     made = plan(pb.GenerateRequest(engine="sd3", prompt="house", **fields), catalog_of(card, folder))  # type: ignore[arg-type]
     (stage,) = await condition(made, card, networks)
-    stage.denoiser.check(
+    stage.networks[0].denoiser.check(
         {
-            "sample": np.zeros((len(stage.inputs["pooled_projections"]), 16, 64, 64), np.float32),
-            "timestep": np.zeros(len(stage.inputs["pooled_projections"]), np.float32),
-            **stage.inputs,
+            "sample": np.zeros((len(stage.networks[0].inputs["pooled_projections"]), 16, 64, 64), np.float32),
+            "timestep": np.zeros(len(stage.networks[0].inputs["pooled_projections"]), np.float32),
+            **stage.networks[0].inputs,
         }
     )
     return stage
@@ -92,7 +92,7 @@ async def stage_of(card: Sd3Card, folder: Path, **fields: object) -> Stage:
 
 async def test_clip_states_stand_side_by_side_padded_to_the_width_of_t5_which_follows(tmp_path: Path) -> None:
     stage = await stage_of(CARD, tmp_path, negative_prompt="red")
-    states, pooled = stage.inputs["encoder_hidden_states"], stage.inputs["pooled_projections"]
+    states, pooled = stage.networks[0].inputs["encoder_hidden_states"], stage.networks[0].inputs["pooled_projections"]
     assert states.shape == (2, 77 + 256, 10)
     for row, word in enumerate((WORDS.index("red"), WORDS.index("house"))):
         clip = [10 + word] * 3 + [20 + word] * 4 + [0] * 3
@@ -106,10 +106,10 @@ async def test_without_t5_there_are_as_many_zeros_in_its_place(tmp_path: Path) -
     with_t5 = await stage_of(CARD, tmp_path)
     (tmp_path / "without").mkdir()
     without = await stage_of(NO_T5, tmp_path / "without")
-    states = without.inputs["encoder_hidden_states"]
+    states = without.networks[0].inputs["encoder_hidden_states"]
     assert not states[:, 77:].any()
-    assert states.shape == with_t5.inputs["encoder_hidden_states"].shape
-    np.testing.assert_array_equal(states[:, :77], with_t5.inputs["encoder_hidden_states"][:, :77])
+    assert states.shape == with_t5.networks[0].inputs["encoder_hidden_states"].shape
+    np.testing.assert_array_equal(states[:, :77], with_t5.networks[0].inputs["encoder_hidden_states"][:, :77])
 
 
 async def test_no_negative_prompt_is_an_empty_one_and_without_guidance_there_is_none(tmp_path: Path) -> None:
@@ -117,11 +117,11 @@ async def test_no_negative_prompt_is_an_empty_one_and_without_guidance_there_is_
     for folder in ("empty", "unguided"):
         (tmp_path / folder).mkdir()
     empty = await stage_of(CARD, tmp_path / "empty", negative_prompt="")
-    for name, tensor in absent.inputs.items():
-        np.testing.assert_array_equal(tensor, empty.inputs[name])
+    for name, tensor in absent.networks[0].inputs.items():
+        np.testing.assert_array_equal(tensor, empty.networks[0].inputs[name])
     unguided = await stage_of(CARD, tmp_path / "unguided", cfg_scale=1.0)
-    for name, tensor in absent.inputs.items():
-        np.testing.assert_array_equal(tensor[1:], unguided.inputs[name])
+    for name, tensor in absent.networks[0].inputs.items():
+        np.testing.assert_array_equal(tensor[1:], unguided.networks[0].inputs[name])
 
 
 @pytest.mark.parametrize("card", [CARD, NO_T5])

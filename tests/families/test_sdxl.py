@@ -147,35 +147,35 @@ def test_what_this_version_has_on_no_engine_is_refused(sdxl_catalog: Catalog) ->
 async def test_the_base_is_told_both_encoders_states_the_second_ones_sum_and_the_size(sdxl_catalog: Catalog) -> None:
     made = plan_of(sdxl_catalog, negative_prompt="fog", width=1216, height=832, high_noise_frac=1.0)
     (stage,) = await stages_of(made, Networks())
-    states = stage.inputs["encoder_hidden_states"]
+    states = stage.networks[0].inputs["encoder_hidden_states"]
     ids, ids_2 = (ids_of(made, text) for text in FAMILY.texts(made.engine.card)[:2])
     assert np.array_equal(states[..., 0], ids + len(FIRST))
     assert np.array_equal(states[..., -1], ids_2 + len(SECOND))
-    assert np.array_equal(stage.inputs["text_embeds"][:, 0], ids_2[:, 5] + len(SECOND))
-    assert stage.inputs["time_ids"].tolist() == [[832, 1216, 0, 0, 832, 1216]] * 2
+    assert np.array_equal(stage.networks[0].inputs["text_embeds"][:, 0], ids_2[:, 5] + len(SECOND))
+    assert stage.networks[0].inputs["time_ids"].tolist() == [[832, 1216, 0, 0, 832, 1216]] * 2
 
 
 async def test_the_refiner_is_told_the_second_encoders_states_and_aesthetic_scores(sdxl_catalog: Catalog) -> None:
     made = plan_of(sdxl_catalog, negative_prompt="fog", width=1216, height=832)
     stage = (await stages_of(made, Networks()))[1]
     ids = ids_of(made, Text(SECOND, "prompt", 3))
-    assert np.array_equal(stage.inputs["encoder_hidden_states"][..., 0], ids + len(SECOND))
-    assert stage.inputs["time_ids"].tolist() == [[832, 1216, 0, 0, 2.5], [832, 1216, 0, 0, 6.0]]
+    assert np.array_equal(stage.networks[0].inputs["encoder_hidden_states"][..., 0], ids + len(SECOND))
+    assert stage.networks[0].inputs["time_ids"].tolist() == [[832, 1216, 0, 0, 2.5], [832, 1216, 0, 0, 6.0]]
 
 
 async def test_no_negative_prompt_is_zeros_to_the_base_and_the_empty_text_to_the_refiner(sdxl_catalog: Catalog) -> None:
     base, refiner = await stages_of(plan_of(sdxl_catalog), Networks())
     empty = (await stages_of(plan_of(sdxl_catalog, negative_prompt=""), Networks()))[1]
     for name in ("encoder_hidden_states", "text_embeds"):
-        assert not base.inputs[name][0].any()
-        assert base.inputs[name][1].all()
-        assert np.array_equal(refiner.inputs[name], empty.inputs[name])
+        assert not base.networks[0].inputs[name][0].any()
+        assert base.networks[0].inputs[name][1].all()
+        assert np.array_equal(refiner.networks[0].inputs[name], empty.networks[0].inputs[name])
 
 
 @pytest.mark.parametrize("fields", [{"negative_prompt": ""}, {"negative_prompt_2": "x"}])
 async def test_an_empty_negative_prompt_is_encoded(sdxl_catalog: Catalog, fields: Any) -> None:
     base, _ = await stages_of(plan_of(sdxl_catalog, **fields), Networks())
-    assert base.inputs["encoder_hidden_states"][0].all()
+    assert base.networks[0].inputs["encoder_hidden_states"][0].all()
 
 
 async def test_a_checkpoint_trained_without_zeros_gets_the_empty_text(sdxl_catalog: Catalog) -> None:
@@ -183,13 +183,13 @@ async def test_a_checkpoint_trained_without_zeros_gets_the_empty_text(sdxl_catal
     card = dataclasses.replace(engine.card, zeros_for_no_negative=False)  # type: ignore[call-arg]
     catalog = {"sdxl": dataclasses.replace(engine, card=card)}
     base, _ = await stages_of(plan_of(catalog), Networks())
-    assert base.inputs["encoder_hidden_states"][0].all()
+    assert base.networks[0].inputs["encoder_hidden_states"][0].all()
 
 
 async def test_without_guidance_only_the_positive_half_is_there(sdxl_catalog: Catalog) -> None:
     stages = await stages_of(plan_of(sdxl_catalog, cfg_scale=1.0), Networks())
-    assert [len(tensor) for stage in stages for tensor in stage.inputs.values()] == [1] * 6
-    assert stages[1].inputs["time_ids"][0, -1] == 6.0
+    assert [len(tensor) for stage in stages for tensor in stage.networks[0].inputs.values()] == [1] * 6
+    assert stages[1].networks[0].inputs["time_ids"][0, -1] == 6.0
 
 
 async def test_the_encoders_run_side_by_side_and_each_once(sdxl_catalog: Catalog) -> None:

@@ -141,7 +141,7 @@ async def told(catalog: Catalog, **fields: object) -> list[Tensors]:
     """What each stage of a request is told besides its sample."""
     made = plan(pb.GenerateRequest(**{"prompt": "a red house"} | fields), catalog)
     stages = await made.engine.family.condition(made, made.engine.card, Network().run)
-    return [stage.inputs for stage in stages]
+    return [network.inputs for stage in stages for network in stage.networks]
 
 
 async def test_a_long_text_is_as_long_to_both_halves_on_every_family_with_chunks(

@@ -123,7 +123,7 @@ async def test_a_seed_gives_the_picture_that_diffusers_gives(
 async def test_without_guidance_only_the_positive_half_runs(subject: Subject, run: Any) -> None:
     made = plan_of(subject, "DDIM", 5, SIZES[0], 1.0)
     (stage,) = await subject.engine.family.condition(made, subject.engine.card, run)
-    assert all(len(tensor) == 1 for tensor in stage.inputs.values())
+    assert all(len(tensor) == 1 for tensor in stage.networks[0].inputs.values())
     latents, _ = await ours(subject, made, run)
     assert relative(latents, theirs(subject, made)[0]) < LATENTS_TOLERANCE
 

@@ -323,4 +323,4 @@ async def test_plain_prompts_of_one_chunk_are_what_one_call_with_both_gives_bit_
     unread = np.zeros((2, 1, spec.inputs[-1].shape[-1]), np.float32)
     answer = await run(spec, {"input_ids": ids, "skip": np.zeros(2, np.int64), "vectors": unread})
     (stage,) = await made.engine.family.condition(made, made.engine.card, run)
-    assert stage.inputs["encoder_hidden_states"].tobytes() == answer["hidden_states"].tobytes()
+    assert stage.networks[0].inputs["encoder_hidden_states"].tobytes() == answer["hidden_states"].tobytes()

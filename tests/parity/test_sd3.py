@@ -167,7 +167,7 @@ async def test_no_negative_prompt_means_what_it_means_in_diffusers(subject: Subj
 async def test_without_guidance_only_the_positive_half_runs(subject: Subject, run: Any) -> None:
     made = plan_of(subject, 5, SIZES[0], 1.0)
     (stage,) = await subject.engine.family.condition(made, subject.engine.card, run)
-    assert all(len(tensor) == 1 for tensor in stage.inputs.values())
+    assert all(len(tensor) == 1 for tensor in stage.networks[0].inputs.values())
     latents, _ = await ours(subject, made, run)
     assert relative(latents, theirs(subject, made)[0]) < LATENTS_TOLERANCE
 
