@@ -38,8 +38,9 @@ types: $(VENV)/all ## mypy, strict
 proto-lint: $(VENV)/all ## the public API's style
 	@cd proto && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
 
-proto: $(VENV)/all ## generate the stubs in client/mediagen/v1
-	@$(BIN)/python -m grpc_tools.protoc -I proto --python_out=client --pyi_out=client --grpc_python_out=client proto/mediagen/v1/*.proto
+proto: $(VENV)/all ## generate the stubs in client/mediagen
+	@$(BIN)/python -m grpc_tools.protoc -I proto --python_out=client --pyi_out=client --grpc_python_out=client \
+		proto/mediagen/v1/*.proto proto/mediagen/builder/v1/*.proto
 
 DEMO := demo/checkpoints
 TITLE := Flat landscapes: a tiny checkpoint of the shape of
