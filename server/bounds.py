@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 MAX_IMAGES = 16
+MAX_TRANSFERRED = 4  # pictures of one subject
 SEEDS = 2**32  # how many there are, from 0
 
 
@@ -58,5 +59,8 @@ NUMBERS: Mapping[str, Bounds] = {  # the same on every engine and with every sam
     "strength": Above(0, 1),
     "inpaint_full_res_padding": AtLeast(0),
     "high_noise_frac": Within(0, 1),
+    "controlnet_conditioning_scale": AtLeast(0),
+    "controlnet_early_stop": Within(0, 1),
+    "ip_adapter_scale": Within(0, 1),
     "seed": check_seed,
 }

@@ -92,6 +92,12 @@ def inpainting(image: Array, mask: Array, size: tuple[int, int], box: Box) -> In
     return Inpainting(_resized(image, size, _scaled(box, size, image)), seen_mask, canvas, canvas_mask, box)
 
 
+def framed(image: Array, size: tuple[int, int], box: Box) -> Array:
+    """What of a picture (height width 3, uint8, any size) lies in a box of a canvas of `size`, width and height, enlarged
+    to that size."""
+    return _resized(image, size, _scaled(box, size, image))
+
+
 def paste(painted: Array, inpainting: Inpainting) -> Array:
     """The canvas with what the model painted (height width 3, uint8, at the plan's size) where the mask says so, and
     nowhere else.

@@ -1,4 +1,4 @@
-"""What holds for a request's fields by name: defaults, which are served, what asks for nothing, what needs what.
+"""What holds for a request's fields by name: defaults, what asks for nothing, what needs what.
 
 Values are compared with what asks for nothing and not read otherwise: that is `request.py`'s.
 """
@@ -18,12 +18,6 @@ DEFAULTS: Mapping[str, float] = {
     "high_noise_frac": 0.8,
     "use_refiner": True,
 }
-_LATER = frozenset(  # what this version does not do yet on any engine
-    name
-    for name in pb.GenerateRequest.DESCRIPTOR.fields_by_name
-    if name.startswith(("controlnet", "ip_adapter"))
-    or name in {"checkpoint", "vae", "loras", "textual_inversions", "transfer_images"}
-)
 _NEEDS: Mapping[str, str] = {  # a field that asks for work on what another one gives
     "strength": "init_image",
     "mask_image": "init_image",
@@ -31,6 +25,16 @@ _NEEDS: Mapping[str, str] = {  # a field that asks for work on what another one 
     "inpaint_full_res": "mask_image",
     "inpaint_full_res_padding": "inpaint_full_res",
     "high_noise_frac": "use_refiner",
+    "controlnet": "controlnet_image",
+    "controlnet_image": "controlnet",
+    "controlnet_preprocess": "controlnet",
+    "controlnet_conditioning_scale": "controlnet",
+    "controlnet_early_stop": "controlnet",
+    "ip_adapter": "ip_adapter_image",
+    "ip_adapter_mask_image": "ip_adapter_image",
+    "ip_adapter_method": "ip_adapter_image",
+    "ip_adapter_mode": "ip_adapter_image",
+    "ip_adapter_scale": "ip_adapter_image",
 }
 # Fields that are not served, or not by the engine, or that need another one, may be sent with the value that asks for
 # nothing.
@@ -40,6 +44,7 @@ _NO_OPS: Mapping[str, tuple[object, ...]] = {
     "inpaint_full_res_padding": (DEFAULTS["inpaint_full_res_padding"],),
     "controlnet_preprocess": (True, False),
     "controlnet_conditioning_scale": (1.0,),
+    "controlnet_early_stop": (1.0,),
     "high_noise_frac": (DEFAULTS["high_noise_frac"], 1.0),  # 1 is without a refiner
     "use_refiner": (True, False),
     "ip_adapter_method": (pb.IP_ADAPTER_METHOD_FULL,),
@@ -49,13 +54,11 @@ _NO_OPS: Mapping[str, tuple[object, ...]] = {
 
 
 def unserved(given: Mapping[str, object], refused: Set[str], engine: str) -> Iterator[Violation]:
-    """Fields that ask for what the engine does not have, or for what this version does not do on any. `given` has what
-    the caller sent, by field, `refused` the fields that the engine does not have."""
+    """Fields that ask for what the engine does not have. `given` has what the caller sent, by field, `refused` what the
+    engine does not have."""
     for field, value in given.items():
-        if field not in refused | _LATER or _asks_nothing(field, value):
-            continue
-        why = f"{engine} does not have it" if field in refused else "not available in this version"
-        yield Violation(field, f"{why}; leave it out")
+        if field in refused and not _asks_nothing(field, value):
+            yield Violation(field, f"{engine} does not have it; leave it out")
 
 
 def unmet(given: Mapping[str, object], refused: Set[str]) -> Iterator[Violation]:

@@ -10,6 +10,8 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from server.adapters.control import Control, NoControl
+from server.adapters.ip_adapter import ImagePrompt, NoImagePrompt
 from server.beginning import Encoded, encode
 from server.canvas import FromNoise, Inpainting, paste
 from server.denoising import denoise
@@ -134,8 +136,34 @@ def parameters(plan: Plan, seed: int) -> str:
         fields["outpainting"] = True
     if plan.inpaint_full_res:
         fields |= {"inpaint_full_res": True, "inpaint_full_res_padding": plan.inpaint_full_res_padding}
+    fields |= _adapters(plan)
     told = {name: value for name, value in fields.items() if name not in plan.engine.refuses}
     return json.dumps(told, ensure_ascii=False)
+
+
+def _adapters(plan: Plan) -> dict[str, object]:
+    """Of those, what the request put on top of its engine."""
+    names = plan.adapters
+    fields: dict[str, object] = {
+        "checkpoint": names.checkpoint,
+        "vae": names.vae,
+        "loras": names.loras,
+        "textual_inversions": names.textual_inversions,
+        "controlnet": names.controlnet,
+        "ip_adapter": names.ip_adapter,
+    }
+    match plan.control:
+        case Control(preprocessor=preprocessor, scale=scale, early_stop=early_stop):
+            fields["controlnet_preprocess"] = bool(preprocessor)
+            fields |= {"controlnet_conditioning_scale": scale, "controlnet_early_stop": early_stop}
+        case NoControl():
+            pass
+    match plan.image_prompt:
+        case ImagePrompt(method=method, scale=scale):
+            fields |= {"ip_adapter_method": f"IP_ADAPTER_METHOD_{method.upper()}", "ip_adapter_scale": scale}
+        case NoImagePrompt():
+            pass
+    return {name: value for name, value in fields.items() if value not in ("", {})}
 
 
 class _Stopwatch:

@@ -11,7 +11,7 @@ from functools import cached_property
 from server.adapters.control import Control, NoControl
 from server.adapters.ip_adapter import ImagePrompt, NoImagePrompt
 from server.adapters.names import AdapterNames
-from server.adapters.transfer import Transfer
+from server.adapters.transfer import Marked, Transfer
 from server.adapters.weights import Part, Variant, variants
 from server.canvas import FromNoise, FromPicture, Inpainting
 from server.catalog import Engine
@@ -37,6 +37,7 @@ class Plan:
     style_preset: str  # name of the style whose words those texts have; empty: none
     prompts: Mapping[Text, Prompt]  # of each text that the engine reads; all have as many chunks
     negative_prompts: Mapping[Text, Prompt]
+    marked: Mapping[Text, Marked]  # those prompts with a token for each transfer image; empty without such
     clip_skip: int  # layers of the text encoders that are left out for the prompt; 0: none
     guidance_scale: float
     size: Size
@@ -136,7 +137,8 @@ class Plan:
     @cached_property
     def variants(self) -> Mapping[str, Variant]:
         """What runs in place of the repository's networks, by their name."""
-        ran = [spec for spec in self.engine.specs if spec.name in self.executions]
+        networks = (*self.engine.specs, *self.engine.templates)
+        ran = [spec for spec in networks if spec.name in self.executions]
         return variants(self.engine.card.name, ran, self.parts)
 
     def rows(self, text: Text) -> tuple[Prompt, ...]:

@@ -9,9 +9,6 @@ from collections.abc import Iterator, Mapping
 
 from mediagen.v1 import image_pb2 as pb
 
-from server.adapters.control import NoControl
-from server.adapters.ip_adapter import NoImagePrompt
-from server.adapters.names import AdapterNames
 from server.bounds import MAX_IMAGES, NUMBERS, SEEDS, Within, check_seed
 from server.canvas import (
     FromNoise,
@@ -34,6 +31,8 @@ from server.pictures import JPEG, PNG
 from server.plan import UNGUIDED, Plan
 from server.prompts.styles import STYLES, nearest
 from server.prompts.weights import parse
+from server.request_adapters import NO_ADAPTERS, EmptyShelf, Shelf, read_adapters
+from server.request_adapters import carries_pictures as guided_by_pictures
 from server.samplers import SAMPLERS
 from server.samplers.base import Sampler
 from server.sizes import nearest_size, wrong_size
@@ -49,17 +48,18 @@ _ENCODINGS = {
 }
 
 
+NO_ASSETS = EmptyShelf()
 _PICTURES = {"mask_image": decode_mask, "init_image": decode}  # the lighter first: it is held beside the other
 
 
 def carries_pictures(request: pb.GenerateRequest) -> bool:
     """Whether files are decoded for it. One of 2 KB may hold 48 megapixels: how large a request is says nothing."""
-    return any(getattr(request, field) for field in _PICTURES)
+    return any(getattr(request, field) for field in _PICTURES) or guided_by_pictures(request)
 
 
-def plan(request: pb.GenerateRequest, catalog: Catalog) -> Plan:
-    """Raises `InvalidRequest` with every violation at once. A request with pictures takes as long as they take to
-    decode, up to seconds: call it in a thread."""
+def plan(request: pb.GenerateRequest, catalog: Catalog, shelf: Shelf = NO_ASSETS) -> Plan:
+    """`shelf` has the assets that the caller may use. Raises `InvalidRequest` with every violation at once. A request
+    with pictures takes as long as they take to decode, up to seconds: call it in a thread."""
     violations: list[Violation] = []
     engine = catalog.get(request.engine)
     if engine is None:
@@ -75,6 +75,11 @@ def plan(request: pb.GenerateRequest, catalog: Catalog) -> Plan:
     violations += wrong
     start, wrong = _start(request, size, engine)
     violations += wrong
+    adapters = NO_ADAPTERS
+    if engine is not None:  # what is wrong with assets is told beside what is wrong with the size
+        drawn = size if size in engine.family.sizes else engine.family.default_size
+        adapters, wrong = read_adapters(request, engine, drawn, start, shelf)
+        violations += wrong
     seeds, wrong = _seeds(request)
     violations += wrong
     sampler, wrong = _sampler(request, engine)
@@ -86,7 +91,13 @@ def plan(request: pb.GenerateRequest, catalog: Catalog) -> Plan:
         raise InvalidRequest(one_a_field(violations))
     wording, guidance_scale = _wording(request), _given(request, "cfg_scale")
     read_as = wording if guidance_scale > UNGUIDED else wording.positive()
-    reading = read_texts(read_as, engine.family.texts(engine.card), engine.tokenizers)
+    reading = read_texts(
+        read_as,
+        engine.family.texts(engine.card),
+        engine.tokenizers,
+        adapters.inversions,
+        adapters.transfers,
+    )
     refined = "use_refiner" not in engine.refuses and bool(_given(request, "use_refiner"))
     return Plan(
         engine=engine,
@@ -111,12 +122,13 @@ def plan(request: pb.GenerateRequest, catalog: Catalog) -> Plan:
         steps=int(_given(request, "steps")),
         high_noise_frac=_given(request, "high_noise_frac") if refined else 1.0,
         encoding=_ENCODINGS[request.image_encoding],
-        parts=(),
-        vectors={},
-        control=NoControl(),
-        image_prompt=NoImagePrompt(),
-        transfers=(),
-        adapters=AdapterNames(),
+        parts=adapters.parts,
+        marked=reading.marked,
+        vectors=reading.vectors,
+        control=adapters.control,
+        image_prompt=adapters.image_prompt,
+        transfers=adapters.transfers,
+        adapters=adapters.names,
         notices=(*reading.notices, *_unused(request, guidance_scale)),
     )
 

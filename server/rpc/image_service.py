@@ -8,7 +8,6 @@ from mediagen.v1 import image_pb2 as pb
 from mediagen.v1 import image_pb2_grpc
 
 from server.admission import Admission
-from server.canvas import FromNoise
 from server.catalog import Catalog
 from server.explain import Seconds, explain
 from server.families.base import Run
@@ -16,6 +15,7 @@ from server.pipeline import Evaluated, Finished, Picture, generate
 from server.plan import Plan
 from server.prompt_filter import REFUSAL, PromptBlocked, PromptFilter
 from server.request import carries_pictures, nearest_supported
+from server.rpc.effective import effective
 from server.rpc.errors import NotBuilt
 from server.rpc.interceptor import Context, request_id
 from server.rpc.reader import Reader
@@ -159,34 +159,6 @@ def _refused(nearest: pb.Size | None, violations: Sequence[Violation], blocked: 
     all_of_them = (*violations, *(Violation(field, REFUSAL) for field in blocked))
     told = [pb.Violation(field=violation.field, description=violation.description) for violation in all_of_them]
     return pb.ExplainResponse(nearest_size=nearest, violations=told)
-
-
-def effective(what: Plan) -> pb.EffectiveParameters:
-    """A plan in the words of the API. What the engine does not have is left out."""
-    refuses = what.engine.refuses
-    return pb.EffectiveParameters(
-        engine=what.engine.card.name,
-        prompt=what.prompt,
-        prompt_2="" if "prompt_2" in refuses else what.prompt_2,
-        negative_prompt=what.negative_prompt if what.negated else None,
-        negative_prompt_2=what.negative_prompt_2 if what.negated and "negative_prompt_2" not in refuses else None,
-        cfg_scale=what.guidance_scale,
-        steps=what.steps,
-        evaluations=what.evaluations,
-        width=what.size.width,
-        height=what.size.height,
-        seeds=what.seeds,
-        sampler=pb.SAMPLER_UNSPECIFIED if "sampler" in refuses else f"SAMPLER_{what.sampler.name}",
-        image_encoding=f"IMAGE_ENCODING_{what.encoding.name}",
-        models=list(what.executions),
-        high_noise_frac=None if "high_noise_frac" in refuses else what.high_noise_frac,
-        outpainting=what.outpainting,
-        inpaint_full_res=what.inpaint_full_res,
-        inpaint_full_res_padding=what.inpaint_full_res_padding if what.inpaint_full_res else None,
-        strength=None if isinstance(what.start, FromNoise) else what.strength,
-        clip_skip=what.clip_skip if what.clip_skip > 0 else None,
-        style_preset=what.style_preset,
-    )
 
 
 def _stream_event(
