@@ -263,7 +263,7 @@ def main() -> None:
     step = steps.add_parser(
         "look", help="draw and encode scenes in a look; the data of LoRAs and the second checkpoint"
     )
-    step.add_argument("look", choices=("blueprint", "neon", "sepia", "papercut"))
+    step.add_argument("look", choices=("blueprint", "neon", "papercut", "sepia"))
     step.add_argument("sizes", nargs="+", help="such as 256x256")
     step.add_argument("--count", type=int, default=400, help="scenes of each size (default: %(default)s)")
     step.add_argument("--seed", type=int, default=9)

@@ -65,12 +65,10 @@ class _Optimizers:
         chosen = {id(p) for p in matrices}
         self._flat = [(nn.Parameter(p.data.view(p.shape[0], -1)), p) for p in matrices]  # the same memory
         rest = [p for p in parameters if id(p) not in chosen]
-        self.all: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(rest, lr=0.0, betas=(0.9, 0.99), weight_decay=0.0),
-            torch.optim.Muon(
-                [flat for flat, _ in self._flat], lr=0.0, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
-            ),
-        ]
+        self.all: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=0.0, betas=(0.9, 0.99), weight_decay=0.0)]
+        if matrices:  # an adapter of low rank has none
+            flat = [flat for flat, _ in self._flat]
+            self.all.append(torch.optim.Muon(flat, lr=0.0, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
 
     def step(self, share: float) -> None:
         """One step at a share of the full rate."""
