@@ -64,7 +64,7 @@ def pipeline(folder: Path) -> DiffusionPipeline:
         folder,
         image_encoder=CLIPVisionModelWithProjection.from_pretrained(eyes, dtype=torch.float32),
         feature_extractor=CLIPImageProcessorPil.from_pretrained(eyes),
-        torch_dtype=torch.float32,
+        dtype=torch.float32,
     )
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, use_karras_sigmas=True)
     pipe.set_progress_bar_config(disable=True)

@@ -49,8 +49,9 @@ def what_stands_where(scene: Scene, rng: random.Random) -> str:
     natural = tuple(replace(thing, colour=KINDS[thing.kind].natural) for thing in scene.things)
     plain = replace(scene, things=natural, time="day", sun=False, moon=False, stars=False)
     unsaid = {*filter(None, AT_TIME["day"]), *(f"{t.colour} " for t in natural), "daylight", " day", "day,"}
-    while any(words in (text := caption(plain, rng)) for words in unsaid):
-        pass
+    text = caption(plain, rng)
+    while any(words in text for words in unsaid):
+        text = caption(plain, rng)
     return text
 
 

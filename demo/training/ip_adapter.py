@@ -158,7 +158,7 @@ class Sdxl:
         self.blocks = {
             "full": EVERYWHERE, "style": ("up_blocks.0.attentions.1",), "composition": ("down_blocks.2.attentions.1",),
         }  # fmt: skip
-        self.unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32).eval()
+        self.unet = UNet2DConditionModel.from_pretrained(folder / "unet", dtype=torch.float32).eval()
         self._encoders = sdxl.Encoders(folder / "text_encoder", folder / "text_encoder_2", folder / "tokenizer")
 
     def states(self, texts: list[str]) -> Tensor:
@@ -181,7 +181,7 @@ class Sd15:
         self.mix = {(256, 256): 0.4, (512, 512): 0.4, (384, 256): 0.1, (256, 384): 0.1}
         self.pixels = 6 * 512 * 512
         self.blocks = {"full": EVERYWHERE, "style": ("up_blocks.1",), "composition": ("down_blocks.2", "mid_block")}
-        self.unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32).eval()
+        self.unet = UNet2DConditionModel.from_pretrained(folder / "unet", dtype=torch.float32).eval()
         self._tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         self._text = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).eval()
 

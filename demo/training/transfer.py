@@ -234,7 +234,7 @@ class Transfer:
         self._encoders = sdxl.Encoders(
             checkpoint / "text_encoder", checkpoint / "text_encoder_2", checkpoint / "tokenizer"
         )
-        self._unet = UNet2DConditionModel.from_pretrained(checkpoint / "unet", torch_dtype=torch.float32).eval()
+        self._unet = UNet2DConditionModel.from_pretrained(checkpoint / "unet", dtype=torch.float32).eval()
         self._unet.requires_grad_(False)
         torch.manual_seed(0)
         model = Photomaker(CLIPVisionModelWithProjection.from_pretrained(vision, dtype=torch.float32), self._unet)
