@@ -158,6 +158,12 @@ def _asset(work: Path, options: argparse.Namespace) -> None:
     loop.train(loop.Run(state=state, minutes=options.minutes, rate=options.rate), tasks[options.asset]())
 
 
+def _transferred(work: Path, options: argparse.Namespace) -> None:
+    from demo import transferred
+
+    transferred.judge(CHECKPOINTS / "sdxl", CHECKPOINTS / "sdxl-photomaker", options.scenes, options.out)
+
+
 def _assemble(work: Path, options: argparse.Namespace) -> None:
     from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 
@@ -319,6 +325,11 @@ def main() -> None:
     step.add_argument("--scenes", type=int, default=8)
     step.add_argument("--out", type=Path, help="a sheet of the pictures (default: ip-adapter-<engine>.png)")
     step.set_defaults(run=_adapted)
+
+    step = steps.add_parser("transferred", help="judge whether transfer images bring the subject, with diffusers")
+    step.add_argument("--scenes", type=int, default=8)
+    step.add_argument("--out", type=Path, default=Path("transferred.png"), help="a sheet (default: %(default)s)")
+    step.set_defaults(run=_transferred)
 
     step = steps.add_parser("refined", help="measure what SDXL's refiner does beside the base")
     step.add_argument("--scenes", type=int, default=16)
