@@ -391,7 +391,7 @@ def test_changing_any_field_changes_the_plan_or_is_refused_by_name(
     try:
         after = plan(request, engines)
     except InvalidRequest as error:
-        refused = {violation.field for violation in error.violations}
+        refused = {violation.field.partition("[")[0] for violation in error.violations}
     else:
         refused = set()
         assert (after != before) != (name in ALWAYS_NO_OPS[engine])
