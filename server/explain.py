@@ -23,7 +23,7 @@ class Explanation:
 def explain(plan: Plan, seconds: Seconds) -> Explanation:
     """Networks run one after the other for a picture, and each is given the rows of all pictures together."""
     counts = plan.executions
-    specs = {spec.name: spec for spec in plan.engine.specs}
+    specs = {spec.name: spec for spec in (*plan.engine.specs, *plan.engine.templates)}
     times = {name: _seconds(plan, specs[name], count, seconds) for name, count in counts.items()}
     return Explanation(
         executions=counts,

@@ -67,6 +67,11 @@ def wrong_triggers(texts: Mapping[str, str], triggers: Sequence[str]) -> Iterato
             behind = each.end
 
 
+def shared(marked: Sequence[Marked]) -> Sequence[int]:
+    """The pictures that stand in all texts: what was cut from one is in none."""
+    return sorted(set.intersection(*(set(each.places) for each in marked)))
+
+
 async def merged(
     states: Sequence[Array],
     marked: Sequence[Marked],
@@ -80,10 +85,9 @@ async def merged(
     `states` (tokens width, float32) and `marked` are each encoder's, in the order in which they lie side by side. Where
     the encoders read different texts, a picture's two halves go each to its place in its own.
     """
-    shared = set.intersection(*(set(each.places) for each in marked))  # what was cut from one text is in none
     pictures = np.concatenate([transfer.pixel_values for transfer in transfers])  # n 3 side side
     result = [each.copy() for each in states]
-    ordered = sorted(shared)
+    ordered = shared(marked)
     if ordered:
         identity = await _rows(encoder, {"pixel_values": pictures[ordered]}, run)
         places = [[each.places[picture] for picture in ordered] for each in marked]

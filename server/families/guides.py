@@ -4,14 +4,16 @@ and what it is told besides the texts. Knows neither family.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from server.adapters.control import Control, NoControl, kept, preprocessor, seen
+from server.adapters.control import Control, NoControl, kept
 from server.adapters.ip_adapter import ImagePrompt, NoImagePrompt, Reach, scales
+from server.adapters.preprocess import mapped, mapper
 from server.engines.port import Array, Spec, Tensors
 from server.families.adapted import (
     AdaptedCard,
@@ -57,8 +59,8 @@ class Guided:
         if not self._is_guided(plan, evaluations):
             return ()
         match plan.control, plan.image_prompt:
-            case Control(preprocessor=name), _:
-                return () if name == "" else (preprocessor(name),)
+            case Control() as control, _:
+                return mapper(control)
             case _, ImagePrompt() as prompt:
                 return image_encoder(self.card), self._projection(prompt)
         return ()
@@ -86,7 +88,7 @@ class Guided:
             case NoControl():
                 return {}
             case Control():
-                shown = await _map(control, run)
+                shown = await mapped(control, run)
                 return {
                     "control": np.broadcast_to(shown, (rows, *shown.shape)),  # rows height width 4, uint8
                     "control_scale": np.full(rows, control.scale, np.float32),
@@ -119,14 +121,11 @@ class Guided:
                 return {"hidden_states": (await run(encoder, {"pixel_values": both}))["hidden_states"]}
 
 
-async def _map(control: Control, run: Run) -> Array:
-    """height width 4, uint8: see `unet_control`."""
-    if control.preprocessor == "":
-        return seen(control.picture)
-    made = await run(preprocessor(control.preprocessor), {"pixels": control.picture[None]})
-    return seen(made["map"][0])
-
-
-def with_texts(networks: Sequence[Network], texts: Mapping[str, Array]) -> tuple[Network, ...]:
-    """Networks that are told of texts, too."""
-    return tuple(replace(network, inputs={**texts, **network.inputs}) for network in networks)
+def with_texts(networks: Sequence[Network], texts: Sequence[tuple[Tensors, int]]) -> tuple[Network, ...]:
+    """Networks that are told of texts, too: of each of `texts` for so many evaluations, in order."""
+    doing = (network for network in range(len(networks)) for _ in range(networks[network].evaluations))
+    told = (text for text in range(len(texts)) for _ in range(texts[text][1]))
+    return tuple(
+        Network(networks[network].denoiser, {**texts[text][0], **networks[network].inputs}, len(list(evaluations)))
+        for (network, text), evaluations in groupby(zip(doing, told, strict=True))
+    )

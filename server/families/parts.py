@@ -63,11 +63,11 @@ def shortened(steps: int, strength: float) -> int:
     return min(steps - min(int(steps * strength), steps), steps - 1)
 
 
-def executions(plan: Plan, card: Card, once: tuple[Spec, ...], denoisers: Mapping[Spec, int]) -> Mapping[str, int]:
-    """Of each network for a whole request; `denoisers` has the evaluations of one picture. What reads the texts or
-    looks at a picture that guides runs `once`: a text encoder takes all texts in one call."""
+def executions(plan: Plan, card: Card, others: Mapping[Spec, int], denoisers: Mapping[Spec, int]) -> Mapping[str, int]:
+    """Of each network for a whole request; `denoisers` has the evaluations of one picture, `others` what comes before
+    them. A text encoder takes all texts in one call."""
     pictures = len(plan.seeds)
-    counts = {spec.name: 1 for spec in once}
+    counts = {spec.name: count for spec, count in others.items()}
     counts[vae_encoder(card).name] = plan.encodings
     counts |= {spec.name: evaluations * pictures for spec, evaluations in denoisers.items()}
     counts[vae_decoder(card).name] = pictures

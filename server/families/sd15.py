@@ -103,15 +103,15 @@ async def condition(plan: Plan, card: Sd15Card, run: Run) -> tuple[Stage, ...]:
         text_states(text_encoder(card), prompts, left_out(plan, prompts), run, plan.vectors),
         guided(card).networks(plan, plan.evaluations, run),
     )
-    told = with_texts(networks, {"encoder_hidden_states": encoded["hidden_states"]})
-    return (Stage(told, plan.walked, told=card.inpainting),)
+    states = {"encoder_hidden_states": encoded["hidden_states"]}
+    return (Stage(with_texts(networks, ((states, plan.evaluations),)), plan.walked, told=card.inpainting),)
 
 
 def used(plan: Plan, card: Sd15Card) -> Mapping[str, int]:
     """Executions of each network."""
     unets = guided(card)
-    once = (text_encoder(card), *unets.lookers(plan, plan.evaluations))
-    return executions(plan, card, once, dict(unets.turns(plan, plan.evaluations)))
+    others = dict.fromkeys((text_encoder(card), *unets.lookers(plan, plan.evaluations)), 1)
+    return executions(plan, card, others, dict(unets.turns(plan, plan.evaluations)))
 
 
 FAMILY = Family(

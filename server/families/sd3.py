@@ -124,7 +124,7 @@ async def condition(plan: Plan, card: Sd3Card, run: Run) -> tuple[Stage, ...]:
 
 def used(plan: Plan, card: Sd3Card) -> Mapping[str, int]:
     """Executions of each network."""
-    return executions(plan, card, text_encoders(card), {transformer(card): plan.evaluations})
+    return executions(plan, card, dict.fromkeys(text_encoders(card), 1), {transformer(card): plan.evaluations})
 
 
 FAMILY = Family(

@@ -9,14 +9,16 @@ encoded, and how, is as in diffusers: StableDiffusionXLPipeline, and StableDiffu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from server.adapters.ip_adapter import Reach
-from server.engines.port import Port, Spec, Tensors
+from server.adapters.transfer import Marked, merged, shared, text_only
+from server.engines.port import Array, Port, Spec, Tensors
 from server.families.adapted import AdaptedCard, image_encoders, templates
 from server.families.base import Family, Network, Run, Size, Stage, Text, both, together
 from server.families.guides import Guided, with_texts
@@ -161,11 +163,15 @@ def engines(card: SdxlCard) -> tuple[Spec, ...]:
 def used(plan: Plan, card: SdxlCard) -> Mapping[str, int]:
     """Executions of each network. A UNet without a step is left out, and so is the encoder that only the base reads."""
     base, unets = _base_evaluations(plan), guided(card)
-    texts = (text_encoder(card), text_encoder_2(card)) if _has_base(plan) else (text_encoder_2(card),)
+    encoders = (text_encoder(card), text_encoder_2(card)) if _has_base(plan) else (text_encoder_2(card),)
+    others = dict.fromkeys((*encoders, *unets.lookers(plan, base)), 1)
+    if plan.transfers and _has_base(plan):
+        calls = ceil(len(shared(_marked(plan, card))) / MAX_ROWS)
+        others |= {transfer_encoder(card): calls, transfer_fusion(card): calls}
     denoisers = dict(unets.turns(plan, base))
     if _has_refiner(plan):
         denoisers[refiner(card)] = plan.evaluations - base
-    return executions(plan, card, (*texts, *unets.lookers(plan, base)), denoisers)
+    return executions(plan, card, others, denoisers)
 
 
 def guided(card: SdxlCard) -> Guided:
@@ -208,21 +214,33 @@ async def condition(plan: Plan, card: SdxlCard, run: Run) -> tuple[Stage, ...]:
     first: tuple[Prompt, ...] = ()
     second: tuple[Prompt, ...] = ()
     alone: tuple[Prompt, ...] = ()  # the refiner's
+    marked: Sequence[Marked] = ()  # none or one for each encoder
     if _has_base(plan):
         first, second = (_base_rows(plan, card, text) for text in (_base_text(card), _base_text_2(card)))
+        marked = _marked(plan, card) if plan.transfers else ()
     if _has_refiner(plan):
         alone = plan.rows(_refiner_text(card))
-    skips_2 = (*left_out(plan, second), *left_out(plan, alone))
+    prompts, prompts_2 = (
+        (*first, *(each.prompt for each in marked[:1])),
+        (*second, *(each.prompt for each in marked[1:])),
+    )
+    skip = (plan.clip_skip,) * len(marked[:1])
     (encoded, encoded_2), networks = await both(
         together(
-            text_states(text_encoder(card), first, left_out(plan, first), run, plan.vectors),
-            text_states(text_encoder_2(card), (*second, *alone), skips_2, run, plan.vectors),
+            text_states(text_encoder(card), prompts, (*left_out(plan, first), *skip), run, plan.vectors),
+            text_states(
+                text_encoder_2(card),
+                (*prompts_2, *alone),
+                (*left_out(plan, second), *skip, *left_out(plan, alone)),
+                run,
+                plan.vectors,
+            ),
         ),
         guided(card).networks(plan, _base_evaluations(plan), run),
     )
-    base = {name: tensor[: len(second)] for name, tensor in encoded_2.items()}
-    refined = {name: tensor[len(second) :] for name, tensor in encoded_2.items()}
-    stages = (_base(plan, card, encoded, base, networks),) if first else ()
+    base = {name: tensor[: len(prompts_2)] for name, tensor in encoded_2.items()}
+    refined = {name: tensor[len(prompts_2) :] for name, tensor in encoded_2.items()}
+    stages = (await _base(plan, card, encoded, base, networks, run),) if first else ()
     return (*stages, _refined(plan, card, refined)) if alone else stages
 
 
@@ -231,22 +249,46 @@ def _base_rows(plan: Plan, card: SdxlCard, text: Text) -> tuple[Prompt, ...]:
     return (plan.prompts[text],) if _has_zeros(plan, card) else plan.rows(text)
 
 
+def _marked(plan: Plan, card: SdxlCard) -> Sequence[Marked]:
+    """Of a plan with transfer images: each encoder's."""
+    return [plan.marked[text] for text in (_base_text(card), _base_text_2(card))]
+
+
 def _has_zeros(plan: Plan, card: SdxlCard) -> bool:
     """Whether zeros stand for the negative text. A refiner was trained with the empty text instead."""
     return card.zeros_for_no_negative and not plan.negated
 
 
-def _base(plan: Plan, card: SdxlCard, encoded: Tensors, encoded_2: Tensors, networks: tuple[Network, ...]) -> Stage:
-    texts = {
-        "encoder_hidden_states": np.concatenate([encoded["hidden_states"], encoded_2["hidden_states"]], axis=-1),
-        "text_embeds": encoded_2["pooled"],
-    }  # rows tokens width, rows width
+async def _base(
+    plan: Plan, card: SdxlCard, encoded: Tensors, encoded_2: Tensors, networks: tuple[Network, ...], run: Run
+) -> Stage:
+    """What was encoded has the texts' rows and, with transfer images, one more: the positive text with their tokens."""
+    states = [each["hidden_states"] for each in (encoded, encoded_2)]  # rows tokens width
+    evaluations = _base_evaluations(plan)
+    if not plan.transfers:
+        told = [(_base_inputs(plan, card, np.concatenate(states, axis=-1), encoded_2["pooled"]), evaluations)]
+        return Stage(with_texts(networks, told), plan.base_steps, told=card.inpainting)
+    specs = transfer_encoder(card), transfer_fusion(card)
+    pictured = await merged([each[-1] for each in states], _marked(plan, card), plan.transfers, *specs, run)
+    plain = np.concatenate([each[:-1] for each in states], axis=-1)
+    without = min(text_only(plan.sampler.evaluations(plan.walked)), evaluations)
+    told = [
+        (_base_inputs(plan, card, positive, encoded_2["pooled"][:-1]), count)
+        for positive, count in (
+            (plain, without),
+            (np.concatenate([plain[:-1], pictured[None]]), evaluations - without),
+        )
+    ]
+    return Stage(with_texts(networks, told), plan.base_steps, told=card.inpainting)
+
+
+def _base_inputs(plan: Plan, card: SdxlCard, states: Array, pooled: Array) -> Tensors:
+    """What the base reads besides the sample: of states (rows tokens width) and sums (rows width), float32."""
+    texts = {"encoder_hidden_states": states, "text_embeds": pooled}
     if plan.guided and _has_zeros(plan, card):
         texts = {name: np.concatenate([np.zeros_like(tensor), tensor]) for name, tensor in texts.items()}
     time_ids = np.array([(*_framing(plan), plan.size.height, plan.size.width)], np.float32)  # 1 6
-    rows = len(texts["text_embeds"])
-    inputs = {**texts, "time_ids": time_ids.repeat(rows, axis=0)}
-    return Stage(with_texts(networks, inputs), plan.base_steps, told=card.inpainting)
+    return {**texts, "time_ids": time_ids.repeat(len(texts["text_embeds"]), axis=0)}
 
 
 def _refined(plan: Plan, card: SdxlCard, encoded: Tensors) -> Stage:

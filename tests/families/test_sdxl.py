@@ -139,11 +139,6 @@ def test_the_refiner_takes_over_at_the_documented_share_unless_told(
     assert plan_of(sdxl_catalog, **fields).high_noise_frac == share
 
 
-def test_what_this_version_has_on_no_engine_is_refused(sdxl_catalog: Catalog) -> None:
-    fields = {"loras": {"x": 1.0}, "checkpoint": "x"}
-    assert refused(sdxl_catalog, **fields) == fields.keys()
-
-
 async def test_the_base_is_told_both_encoders_states_the_second_ones_sum_and_the_size(sdxl_catalog: Catalog) -> None:
     made = plan_of(sdxl_catalog, negative_prompt="fog", width=1216, height=832, high_noise_frac=1.0)
     (stage,) = await stages_of(made, Networks())
