@@ -144,8 +144,8 @@ class Canny:
     """The task."""
 
     def __init__(self, data: Path, checkpoint: Path, family: str, file: Path) -> None:
-        """`file` is the asset; its config.json goes beside it."""
-        self._store, self._file = Store(data), file
+        """`file` is the asset; its config.json goes into the checkpoint's folder."""
+        self._store, self._file, self._config = Store(data), file, checkpoint / "controlnet" / "config.json"
         self._mix: Mapping[tuple[int, int], float] = MIX[family]
         self._frozen = frozen(checkpoint)
         self._schedule = alphas()
@@ -178,4 +178,5 @@ class Canny:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.half() for name, tensor in average.state_dict().items()}, self._file)
         config = {"_class_name": "ControlNetModel"} | {k: v for k, v in average.config.items() if k[0] != "_"}
-        self._file.with_suffix(".json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        self._config.parent.mkdir(parents=True, exist_ok=True)
+        self._config.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
