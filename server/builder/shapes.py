@@ -31,6 +31,10 @@ TEMPLATES: Mapping[str, str] = {
 }
 
 
+class Misfit(Exception):
+    """A file is not for this engine; the text says where they differ first."""
+
+
 @dataclass(frozen=True)
 class EngineShapes:
     """The networks of one card."""
@@ -71,6 +75,11 @@ def engine_shapes(repository: Path, card: str, family: str) -> EngineShapes:
 def plain(name: str) -> str:
     """A tensor's name in its component: transformers has put text encoders under `text_model` or not, by version."""
     return name.removeprefix("text_model.")
+
+
+def squeezed(shape: Shape) -> Shape:
+    """A 1x1 convolution is a linear layer, and checkpoints of one family have either."""
+    return shape[:-2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
 
 
 def _own(name: str) -> bool:

@@ -1,0 +1,365 @@
+"""What a LoRA adds to which tensors of an engine: names and factors of the formats that trainers write.
+
+diffusers and PEFT (`unet.….lora_A.weight`, and the two older spellings), kohya (`lora_unet_…`, with Stability's block
+names for SDXL too), LyCORIS: LoCon, LoHa, LoKr and whole differences. A file fits as a whole or is refused; knows
+nothing of variants.
+
+Sources: diffusers (lora_conversion_utils.py, state_dict_utils.py), peft (lora/layer.py), LyCORIS (functional/).
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from server.builder.reading import READABLE, Tensors, some, told
+from server.builder.shapes import EngineShapes, Misfit, Shape, squeezed
+from server.builder.single_file import original_unet
+
+MOST_RANK = 1024  # the largest that is published is 512
+
+Factors = Mapping[str, npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a file adds to one tensor."""
+
+    component: str
+    name: str  # the engine's
+    shape: Shape  # the engine's
+    factors: Mapping[str, str]  # what a factor is -> the file's tensor
+    scale: float  # alpha / rank
+    product: Callable[[Factors], npt.NDArray[np.float32]]
+
+    def delta(self, tensors: Tensors, weight: float) -> npt.NDArray[np.float32]:
+        """What is to be added at a weight."""
+        with np.errstate(over="ignore", invalid="ignore"):  # told where the sum is rounded
+            made = self.product({what: tensors.float32(tensor) for what, tensor in self.factors.items()})
+            return np.multiply(made, np.float32(self.scale * weight), dtype=np.float32).reshape(self.shape)
+
+
+# The end of a tensor's name -> which factor it is of its module. The longest that fits counts.
+_ENDINGS: Mapping[str, str] = {
+    ".lora_A.weight": "down",
+    ".lora_B.weight": "up",
+    ".lora.down.weight": "down",
+    ".lora.up.weight": "up",
+    "_lora.down.weight": "down",
+    "_lora.up.weight": "up",
+    ".lora_linear_layer.down.weight": "down",
+    ".lora_linear_layer.up.weight": "up",
+    ".lora_down.weight": "down",
+    ".lora_up.weight": "up",
+    ".lora_mid.weight": "mid",
+    "_lora.alpha": "alpha",
+    ".alpha": "alpha",
+    ".hada_w1_a": "w1_a",
+    ".hada_w1_b": "w1_b",
+    ".hada_w2_a": "w2_a",
+    ".hada_w2_b": "w2_b",
+    ".hada_t1": "t1",
+    ".hada_t2": "t2",
+    ".lokr_w1": "kron_w1",
+    ".lokr_w1_a": "kron_w1_a",
+    ".lokr_w1_b": "kron_w1_b",
+    ".lokr_w2": "kron_w2",
+    ".lokr_w2_a": "kron_w2_a",
+    ".lokr_w2_b": "kron_w2_b",
+    ".lokr_t2": "kron_t2",
+    ".diff": "diff",
+    ".diff_b": "diff_b",
+}
+_BY_LENGTH = sorted(_ENDINGS, key=len, reverse=True)
+_DORA = re.compile(r".*\.(dora_scale|lora_magnitude_vector(\.weight)?)")
+
+
+def is_lora(name: str) -> bool:
+    """Does a tensor have the name of a LoRA's factor?"""
+    return name.endswith(tuple(_ENDINGS)) or _DORA.fullmatch(name) is not None
+
+
+def read_lora(tensors: Tensors, engine: EngineShapes) -> tuple[Change, ...]:
+    """All that a LoRA changes of an engine. Raises `Misfit` when it is none, or when any of it has no place there."""
+    modules: dict[str, dict[str, str]] = {}
+    strange, wrong = [], []
+    for name, stored in tensors.stored.items():
+        if _DORA.fullmatch(name):
+            raise Misfit(f"the file is a DoRA ({told(name)}): LoRA, LoHa and LoKr are taken")
+        ending = next((ending for ending in _BY_LENGTH if name.endswith(ending)), None)
+        if ending is None:
+            strange.append(name)
+        elif stored.dtype not in READABLE:
+            wrong.append(f"{told(name)} ({stored.dtype})")
+        else:
+            factors = modules.setdefault(name.removesuffix(ending), {})
+            if _ENDINGS[ending] in factors:
+                raise Misfit(
+                    f"the file has both {told(factors[_ENDINGS[ending]])} and {told(name)}, which are the same"
+                )
+            factors[_ENDINGS[ending]] = name
+    if strange or wrong:
+        raise Misfit(f"the file has {some(strange + wrong)}, which no format of LoRA has")
+    places = _places(engine)
+    foreign = [module for module in modules if module not in places]
+    if foreign:
+        raise Misfit(f"it has no {some(foreign)}, which the file changes")
+    config = _Config.of(tensors)
+    changes: dict[tuple[str, str], Change] = {}
+    for module, factors in modules.items():
+        component, base = places[module]
+        for change in _changes(tensors, engine.components[component], component, base, factors, config):
+            if (component, change.name) in changes:
+                raise Misfit(f"the file changes {told(change.name)} of its {component} twice, under two names")
+            changes[component, change.name] = change
+    return tuple(changes.values())
+
+
+def _places(engine: EngineShapes) -> Mapping[str, tuple[str, str]]:
+    """Every way a file may call a module -> its component, and its name there."""
+    found: dict[str, tuple[str, str]] = {}
+    for component in ("unet", "text_encoder", "text_encoder_2"):
+        names = engine.components.get(component, {})
+        spell = _unet_names(names) if component == "unet" else _text_names(component, names)
+        found |= {spelled: (component, base) for spelled, base in spell}
+    return found
+
+
+def _unet_names(names: Mapping[str, Shape]) -> Iterator[tuple[str, str]]:
+    for name, original in original_unet(names).items():
+        base, before = name.rpartition(".")[0], original.rpartition(".")[0]
+        yield f"lora_unet_{base.replace('.', '_')}", base
+        yield f"lora_unet_{before.replace('.', '_')}", base
+        attention, _, layer = base.rpartition(".attn1." if ".attn1." in base else ".attn2.")
+        older = base[: len(base) - len(layer)] + f"processor.{layer.removesuffix('.0')}" if attention else base
+        for spelled in (base, older):
+            yield spelled, base
+            yield f"unet.{spelled}", base
+            yield f"base_model.model.{spelled}", base
+
+
+_OLD_PROJECTIONS = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
+
+
+def _text_names(component: str, names: Mapping[str, Shape]) -> Iterator[tuple[str, str]]:
+    kohya = ("lora_te_", "lora_te1_") if component == "text_encoder" else ("lora_te2_",)
+    for name in names:
+        base = name.rpartition(".")[0]
+        before, _, last = base.rpartition(".")
+        older = f"{before}.{_OLD_PROJECTIONS[last]}" if last in _OLD_PROJECTIONS else base
+        for module in ("text_model.", ""):
+            yield f"{component}.{module}{base}", base
+            yield f"{component}.{module}{older}", base
+            for prefix in kohya:
+                yield prefix + f"{module}{base}".replace(".", "_"), base
+
+
+@dataclass(frozen=True)
+class _Config:
+    """PEFT's settings where a file has them: without, alpha is the rank unless a tensor says otherwise."""
+
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, tensors: Tensors) -> "_Config":
+        text = tensors.metadata.get("lora_adapter_metadata")
+        try:
+            found = {} if text is None else json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise Misfit("the file's lora_adapter_metadata is not JSON") from error
+        if not isinstance(found, dict):
+            raise Misfit("the file's lora_adapter_metadata is not a JSON object")
+        return cls(found)
+
+    def scale(self, component: str, base: str, rank: int) -> float:
+        """Of a module without an alpha of its own."""
+        own = {name.removeprefix(f"{component}."): value for name, value in self.settings.items()}
+        if "lora_alpha" not in own:
+            return 1.0
+        if own.get("use_dora"):
+            raise Misfit("the file is a DoRA by its lora_adapter_metadata: LoRA, LoHa and LoKr are taken")
+        patterns = own.get("alpha_pattern") or {}
+        if not isinstance(patterns, dict):
+            raise Misfit("the file's lora_adapter_metadata has an alpha_pattern that is no object")
+        matching = (value for name, value in patterns.items() if f".{base}".endswith(f".{name}"))
+        alpha = next(matching, own["lora_alpha"])
+        if type(alpha) not in (int, float) or not math.isfinite(alpha):
+            raise Misfit(f"the file's lora_adapter_metadata has the alpha {told(ascii(alpha))}; it is a number")
+        return float(alpha) / (math.sqrt(rank) if own.get("use_rslora") else rank)
+
+
+def _changes(
+    tensors: Tensors,
+    shapes: Mapping[str, Shape],
+    component: str,
+    base: str,
+    factors: Mapping[str, str],
+    config: _Config,
+) -> Iterator[Change]:
+    """Those of one module. Raises `Misfit` for factors that make nothing, or something of another shape."""
+    rest = dict(factors)
+    alpha = rest.pop("alpha", None)
+    bias = rest.pop("diff_b", None)
+    whole = rest.pop("diff", None)
+    for ending, tensor in (("bias", bias), ("weight", whole)):
+        if tensor is not None:
+            name, shape = f"{base}.{ending}", tensors.stored[tensor].shape
+            wanted = shapes.get(name)
+            if wanted is None or squeezed(shape) != squeezed(wanted):
+                raise Misfit(f"its {component} has {told(name)} of {_shown(wanted)}, the file adds {list(shape)}")
+            yield Change(component, name, wanted, {"diff": tensor}, 1.0, lambda factors: factors["diff"])
+    if not rest and (bias, whole) == (None, None):
+        raise Misfit(f"the file has {told(factors['alpha'])} and nothing that it scales")
+    if not rest:
+        return
+    name = f"{base}.weight"
+    method = _METHODS.get(frozenset(rest))
+    if method is None:
+        raise Misfit(f"the file has {some(sorted(rest.values()))} for one module, and not what belongs to them")
+    wanted = shapes.get(name, ())
+    made, rank = method.made({what: tensors.stored[tensor].shape for what, tensor in rest.items()}, wanted)
+    if made is None or squeezed(made) != squeezed(wanted):
+        raise Misfit(f"its {component} has {told(name)} of {_shown(wanted)}, the file changes {_shown(made)}")
+    if rank > MOST_RANK:
+        raise Misfit(f"the file has rank {rank} at {told(base)}; at most {MOST_RANK} is taken")
+    scale = config.scale(component, base, rank) if alpha is None else _alpha(tensors, alpha) / rank
+    yield Change(component, name, wanted, rest, method.scale(rest, scale), method.product)
+
+
+def _shown(shape: Shape | None) -> str:
+    return "a shape that its factors do not give" if shape is None else str(list(shape))
+
+
+def _alpha(tensors: Tensors, name: str) -> float:
+    if math.prod(tensors.stored[name].shape) != 1:
+        raise Misfit(f"the file's {told(name)} is of {list(tensors.stored[name].shape)}; an alpha is one number")
+    return float(tensors.float32(name).reshape(()))
+
+
+_Made = tuple[Shape | None, int]  # the shape that factors give, if they do, and their rank
+
+
+@dataclass(frozen=True)
+class _Method:
+    """One way to write a matrix small."""
+
+    made: Callable[[Mapping[str, Shape], Shape], _Made]  # from the factors' shapes, and the shape wanted
+    product: Callable[[Factors], npt.NDArray[np.float32]]
+    scale: Callable[[Mapping[str, str], float], float] = lambda factors, scale: scale
+
+
+def _lora_made(factors: Mapping[str, Shape], wanted: Shape) -> _Made:
+    up, down, mid = squeezed(factors["up"]), factors["down"], factors.get("mid")
+    rank = down[0] if down else 0
+    if len(up) != 2 or len(down) not in (2, 4):
+        return None, rank
+    if mid is None:
+        return ((up[0], *down[1:]) if up[1] == rank else None), max(rank, up[1])
+    fits = len(mid) == 4 and mid[:2] == (up[1], rank) and len(squeezed(down)) == 2
+    return ((up[0], down[1], *mid[2:]) if fits else None), max(rank, up[1])
+
+
+def _lora(factors: Factors) -> npt.NDArray[np.float32]:
+    up, down, mid = _matrix(factors["up"]), factors["down"], factors.get("mid")
+    if mid is None:
+        return np.asarray((up @ _matrix(down)).reshape(len(up), *down.shape[1:]), np.float32)
+    return _tucker(mid, up.T, _matrix(down))
+
+
+def _loha_made(factors: Mapping[str, Shape], wanted: Shape) -> _Made:
+    halves, rank = [], 0
+    for half in ("1", "2"):
+        made, its_rank = _low_rank(factors[f"w{half}_a"], factors[f"w{half}_b"], factors.get(f"t{half}"), wanted)
+        halves.append(made)
+        rank = max(rank, its_rank)
+    return (halves[0] if halves[0] == halves[1] else None), rank
+
+
+def _loha(factors: Factors) -> npt.NDArray[np.float32]:
+    first, second = (
+        factors[f"w{half}_a"] @ factors[f"w{half}_b"]
+        if f"t{half}" not in factors
+        else _tucker(factors[f"t{half}"], factors[f"w{half}_a"], factors[f"w{half}_b"])
+        for half in ("1", "2")
+    )
+    return np.asarray(first * second, np.float32)
+
+
+def _low_rank(a: Shape, b: Shape, core: Shape | None, wanted: Shape) -> _Made:
+    """Two matrices; b has a convolution's kernel flat beside its channels. With a core, of Tucker's form."""
+    if len(a) != 2 or len(b) != 2:
+        return None, 0
+    if core is not None:
+        fits = len(core) == 4 and core[:2] == (a[0], b[0])
+        return ((a[1], b[1], *core[2:]) if fits else None), max(a[0], b[0])
+    kernel = wanted[2:]
+    fits = a[1] == b[0] and b[1] % math.prod(kernel) == 0
+    return ((a[0], b[1] // math.prod(kernel), *kernel) if fits else None), b[0]
+
+
+def _tucker(
+    core: npt.NDArray[np.float32], a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """core: i j height width; a: i out; b: j in -> out in height width."""
+    return np.asarray(np.einsum("ijkl,ip,jr->prkl", core, a, b, optimize=True), np.float32)
+
+
+def _lokr_made(factors: Mapping[str, Shape], wanted: Shape) -> _Made:
+    first: Shape | None = factors.get("kron_w1")
+    second: Shape | None = factors.get("kron_w2")
+    ranks = [1]
+    if first is None:
+        first, rank = _low_rank(factors["kron_w1_a"], factors["kron_w1_b"], None, ())
+        ranks.append(rank)
+    if second is None:
+        second, rank = _low_rank(factors["kron_w2_a"], factors["kron_w2_b"], factors.get("kron_t2"), wanted)
+        ranks.append(rank)
+    if first is None or second is None or len(first) != 2 or len(second) not in (2, 4):
+        return None, max(ranks)
+    return (first[0] * second[0], first[1] * second[1], *second[2:]), ranks[-1]
+
+
+def _lokr(factors: Factors) -> npt.NDArray[np.float32]:
+    first = factors["kron_w1"] if "kron_w1" in factors else factors["kron_w1_a"] @ factors["kron_w1_b"]
+    if "kron_w2" in factors:
+        second = factors["kron_w2"]
+    elif "kron_t2" in factors:
+        second = _tucker(factors["kron_t2"], factors["kron_w2_a"], factors["kron_w2_b"])
+    else:
+        second = factors["kron_w2_a"] @ factors["kron_w2_b"]
+    rows, columns = first.shape
+    out, into = second.shape[0], second.shape[1:]
+    # rows of the second within those of the first: (rows out, columns into...)
+    made = first[:, None, :, None] * second.reshape(1, out, 1, -1)
+    return np.asarray(made.reshape(rows * out, columns, *into), np.float32)
+
+
+def _lokr_scale(factors: Mapping[str, str], scale: float) -> float:
+    """Both whole: nothing has a rank, and LyCORIS then leaves alpha out."""
+    return 1.0 if {"kron_w1", "kron_w2"} <= factors.keys() else scale
+
+
+def _matrix(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    return values.reshape(len(values), -1)
+
+
+_LORA = _Method(_lora_made, _lora)
+_LOHA = _Method(_loha_made, _loha)
+_LOKR = _Method(_lokr_made, _lokr, _lokr_scale)
+_HADAMARD = frozenset({"w1_a", "w1_b", "w2_a", "w2_b"})
+_METHODS: Mapping[frozenset[str], _Method] = {
+    frozenset({"down", "up"}): _LORA,
+    frozenset({"down", "mid", "up"}): _LORA,
+    _HADAMARD: _LOHA,
+    _HADAMARD | {"t1", "t2"}: _LOHA,
+    **{
+        frozenset({*first, *second}): _LOKR
+        for first in (("kron_w1",), ("kron_w1_a", "kron_w1_b"))
+        for second in (("kron_w2",), ("kron_w2_a", "kron_w2_b"), ("kron_w2_a", "kron_w2_b", "kron_t2"))
+    },
+}
