@@ -1,0 +1,297 @@
+"""The rows of the library, in SQLite, and which of them a tenant may see. Knows no file of an asset."""
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from server.assets.asset import DEPLOYMENT, Asset, AssetState, AssetType, Facts
+from server.assets.faults import LibraryFull
+
+# `number` grows and is never used again: pages end at one. A size or hash that was not declared is NULL.
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS assets (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    name TEXT NOT NULL,
+    type TEXT NOT NULL,
+    owner TEXT NOT NULL,
+    public INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    reason TEXT NOT NULL DEFAULT '',
+    size_bytes INTEGER,
+    sha256 TEXT,
+    description TEXT NOT NULL,
+    preprocessor TEXT NOT NULL,
+    created INTEGER NOT NULL, -- microseconds since 1970, UTC
+    changed INTEGER NOT NULL, -- the same; of the state
+    facts TEXT NOT NULL, -- JSON
+    source TEXT NOT NULL DEFAULT '', -- of the deployment's: how the file looked that it was taken from
+    UNIQUE (owner, name)
+);
+CREATE INDEX IF NOT EXISTS assets_by_content ON assets (sha256);
+CREATE INDEX IF NOT EXISTS assets_by_state ON assets (state, changed);
+"""
+_VERSION = 1
+_BUSY_SECONDS = 10.0  # another process may hold the database while it moves a file
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# What a tenant may know of: its own, and what is public and usable.
+_VISIBLE = "(owner = :tenant OR (public AND state = 'ready'))"
+_OWN_FIRST = "ORDER BY owner = :tenant DESC, owner = '' DESC, number"
+
+
+@dataclass(frozen=True)
+class Row:
+    """An asset with what only the library needs to know of it."""
+
+    number: int
+    asset: Asset
+    declared_bytes: int | None
+    declared_sha256: str | None
+    preprocessor: str  # declared; "" for none
+    source: str
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which assets a list is to have; an empty filter lets all through."""
+
+    types: Sequence[AssetType] = ()
+    family: str = ""
+    engines: Sequence[str] = ()
+    name: str = ""
+    name_prefix: str = ""
+    ids: Sequence[str] = ()
+    owners: Sequence[str] = ()
+    public: bool | None = None
+
+
+class Store:
+    """One connection, for all threads; transactions are one after the other, those of other processes too."""
+
+    def __init__(self, file: Path) -> None:
+        """Raises `OSError` where it cannot be opened, or is none of ours."""
+        self._turn = threading.RLock()
+        try:
+            self._connection = sqlite3.connect(
+                file, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            self._connection.row_factory = sqlite3.Row
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = NORMAL")
+            version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, _VERSION):
+                raise OSError(f"{file} is of another version of this service ({version}, not {_VERSION})")
+            self._connection.executescript(_SCHEMA)
+            self._connection.execute(f"PRAGMA user_version = {_VERSION}")
+        except sqlite3.Error as error:
+            raise OSError(f"{file} cannot be opened as a database: {error}") from error
+
+    def close(self) -> None:
+        with self._turn:
+            self._connection.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All of the block or nothing, and nobody else meanwhile. May be nested: the outermost counts."""
+        with self._turn:
+            if self._connection.in_transaction:
+                yield
+                return
+            self._run("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._run("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def add(
+        self, asset: Asset, declared_bytes: int | None, sha256: str | None, preprocessor: str, source: str = ""
+    ) -> None:
+        created = _stamp(asset.create_time)
+        self._run(
+            "INSERT INTO assets (id, name, type, owner, public, state, reason, size_bytes, sha256, description, "
+            "preprocessor, created, changed, facts, source) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            *(asset.id, asset.name, asset.type.value, asset.owner, asset.public, asset.state.value, asset.reason),
+            *(declared_bytes, sha256, asset.description, preprocessor, created, created),
+            *(json.dumps(asdict(asset.facts)), source),
+        )
+
+    def change(self, id: str, state: AssetState, now: datetime, reason: str = "") -> None:
+        self._run(
+            "UPDATE assets SET state = ?, reason = ?, changed = ? WHERE id = ?", state.value, reason, _stamp(now), id
+        )
+
+    def set_size(self, id: str, size_bytes: int) -> None:
+        self._run("UPDATE assets SET size_bytes = ? WHERE id = ?", size_bytes, id)
+
+    def set_content(self, id: str, size_bytes: int, sha256: str, facts: Facts) -> None:
+        self._run(
+            "UPDATE assets SET size_bytes = ?, sha256 = ?, facts = ? WHERE id = ?",
+            *(size_bytes, sha256, json.dumps(asdict(facts)), id),
+        )
+
+    def set_source(self, id: str, source: str) -> None:
+        self._run("UPDATE assets SET source = ? WHERE id = ?", source, id)
+
+    def remove(self, id: str) -> None:
+        self._run("DELETE FROM assets WHERE id = ?", id)
+
+    def by_id(self, id: str) -> Row | None:
+        return self._one("SELECT * FROM assets WHERE id = :id", id=id)
+
+    def by_name(self, owner: str, name: str) -> Row | None:
+        return self._one("SELECT * FROM assets WHERE owner = :owner AND name = :name", owner=owner, name=name)
+
+    def visible(self, tenant: str, asked: str) -> Row | None:
+        """By id, else by name: the tenant's own, the deployment's, the oldest public one."""
+        return self._one(
+            f"SELECT * FROM assets WHERE id = :asked AND {_VISIBLE}", tenant=tenant, asked=asked
+        ) or self._one(
+            f"SELECT * FROM assets WHERE name = :asked AND {_VISIBLE} {_OWN_FIRST} LIMIT 1", tenant=tenant, asked=asked
+        )
+
+    def usable(self, tenant: str, asked: str, type: AssetType) -> Row | None:
+        """The same, of what is ready and of this type."""
+        where = f"{_VISIBLE} AND state = 'ready' AND type = :type"
+        given = {"tenant": tenant, "asked": asked, "type": type.value}
+        return self._one(f"SELECT * FROM assets WHERE id = :asked AND {where}", **given) or self._one(
+            f"SELECT * FROM assets WHERE name = :asked AND {where} {_OWN_FIRST} LIMIT 1", **given
+        )
+
+    def names(self, tenant: str, type: AssetType) -> list[str]:
+        """Of what is ready."""
+        rows = self._run(
+            f"SELECT DISTINCT name FROM assets WHERE {_VISIBLE} AND state = 'ready' AND type = :type ORDER BY name",
+            tenant=tenant,
+            type=type.value,
+        )
+        return [row["name"] for row in rows]
+
+    def page(self, tenant: str, wanted: Wanted, below: int | None, size: int, skip: int = 0) -> list[Row]:
+        """Newest first, those whose number is below the given one."""
+        where, given = _where(tenant, wanted)
+        if below is not None:
+            where, given = f"{where} AND number < :below", given | {"below": below}
+        rows = self._run(
+            f"SELECT * FROM assets WHERE {where} ORDER BY number DESC LIMIT :size OFFSET :skip",
+            **given,
+            size=size,
+            skip=skip,
+        )
+        return [_row(row) for row in rows]
+
+    def count(self, tenant: str, wanted: Wanted) -> int:
+        where, given = _where(tenant, wanted)
+        return int(self._run(f"SELECT COUNT(*) FROM assets WHERE {where}", **given)[0][0])
+
+    def owned(self, owner: str) -> list[Row]:
+        return [_row(row) for row in self._run("SELECT * FROM assets WHERE owner = :owner", owner=owner)]
+
+    def in_state(self, *states: AssetState, before: datetime | None = None) -> list[Row]:
+        """Those that came into it before a time."""
+        marks = ", ".join("?" * len(states))
+        until = 2**62 if before is None else _stamp(before)
+        found = self._run(
+            f"SELECT * FROM assets WHERE state IN ({marks}) AND changed < ?", *(s.value for s in states), until
+        )
+        return [_row(row) for row in found]
+
+    def is_content(self, sha256: str) -> bool:
+        """Whether an asset that has its bytes is made of this."""
+        found = self._run("SELECT 1 FROM assets WHERE sha256 = :sha256 AND state = 'ready' LIMIT 1", sha256=sha256)
+        return bool(found)
+
+    def taken(self) -> int:
+        """Bytes of what callers have brought and of what they announced; equal contents count once."""
+        ready, coming = self._run(
+            "SELECT (SELECT COALESCE(SUM(size), 0) FROM (SELECT MAX(size_bytes) AS size FROM assets "
+            "WHERE state = 'ready' AND owner != :deployment GROUP BY sha256)), "
+            "(SELECT COALESCE(SUM(size_bytes), 0) FROM assets WHERE state IN ('ready_to_upload', 'uploading', "
+            "'uploaded'))",
+            deployment=DEPLOYMENT,
+        )[0]
+        return int(ready) + int(coming)
+
+    def _one(self, sql: str, **given: object) -> Row | None:
+        rows = self._run(sql, **given)
+        return _row(rows[0]) if rows else None
+
+    def _run(self, sql: str, *values: object, **given: object) -> list[sqlite3.Row]:
+        with self._turn:
+            try:
+                return self._connection.execute(sql, values or given).fetchall()
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+                    raise LibraryFull(
+                        f"the disk of the asset library takes no more ({error}); delete assets"
+                    ) from error
+                raise
+
+
+def _where(tenant: str, wanted: Wanted) -> tuple[str, dict[str, object]]:
+    """Only placeholders are made here; every value is bound."""
+    parts, given = [_VISIBLE], {"tenant": tenant}
+
+    def one_of(column: str, values: Sequence[str]) -> None:
+        if values:
+            names = {f"v{len(given) + i}": value for i, value in enumerate(values)}
+            parts.append(f"{column} IN ({', '.join(f':{name}' for name in names)})")
+            given.update(names)
+
+    one_of("type", [type.value for type in wanted.types])
+    one_of("id", wanted.ids)
+    one_of("owner", wanted.owners)
+    one_of("json_extract(facts, '$.family')", [wanted.family] if wanted.family else [])
+    one_of("name", [wanted.name] if wanted.name else [])
+    if wanted.engines:
+        names = {f"v{len(given) + i}": engine for i, engine in enumerate(wanted.engines)}
+        inside = ", ".join(f":{name}" for name in names)
+        parts.append(f"EXISTS (SELECT 1 FROM json_each(facts, '$.engines') WHERE value IN ({inside}))")
+        given.update(names)
+    if wanted.name_prefix:
+        parts.append("substr(name, 1, length(:prefix)) = :prefix")
+        given["prefix"] = wanted.name_prefix
+    if wanted.public is not None:
+        parts.append("public" if wanted.public else "NOT public")
+    return " AND ".join(parts), dict(given)
+
+
+def _stamp(time: datetime) -> int:
+    return (time - _EPOCH) // timedelta(microseconds=1)
+
+
+def _time(stamp: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=stamp)
+
+
+def _row(row: sqlite3.Row) -> Row:
+    facts = json.loads(row["facts"])
+    asset = Asset(
+        id=row["id"],
+        name=row["name"],
+        type=AssetType(row["type"]),
+        owner=row["owner"],
+        public=bool(row["public"]),
+        state=AssetState(row["state"]),
+        reason=row["reason"],
+        size_bytes=row["size_bytes"] or 0,
+        sha256=row["sha256"] or "",
+        description=row["description"],
+        create_time=_time(row["created"]),
+        facts=Facts(
+            engines=tuple(facts["engines"]),
+            family=facts["family"],
+            components=tuple(facts["components"]),
+            vectors=facts["vectors"],
+            preprocessor=facts["preprocessor"],
+            projection=facts["projection"],
+        ),
+    )
+    return Row(row["number"], asset, row["size_bytes"], row["sha256"], row["preprocessor"], row["source"])
