@@ -1,7 +1,7 @@
 """ImageService: messages to plans, events to messages. The work itself is the pipeline's."""
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, nullcontext
 
 from mediagen.v1 import image_pb2 as pb
@@ -14,7 +14,8 @@ from server.families.base import Run
 from server.pipeline import Evaluated, Finished, Picture, generate
 from server.plan import Plan
 from server.prompt_filter import REFUSAL, PromptBlocked, PromptFilter
-from server.request import carries_pictures, nearest_supported
+from server.request import NO_ASSETS, carries_pictures, nearest_supported
+from server.request_adapters import Shelf
 from server.rpc.effective import effective
 from server.rpc.errors import NotBuilt
 from server.rpc.interceptor import Context, request_id
@@ -30,11 +31,17 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
     without a permit. `close` it at the end."""
 
     def __init__(
-        self, catalog: Catalog, run: Run, admission: Admission, prompt_filter: PromptFilter, seconds: Seconds
+        self,
+        catalog: Catalog,
+        run: Run,
+        admission: Admission,
+        prompt_filter: PromptFilter,
+        seconds: Seconds,
+        shelf: Callable[[], Shelf] = lambda: NO_ASSETS,
     ) -> None:
-        """`seconds` tells how long a network's calls take."""
+        """`seconds` tells how long a network's calls take, `shelf` which assets the current call may use."""
         self._catalog = catalog
-        self._reader = Reader(catalog)
+        self._reader = Reader(catalog, shelf)
         self._run = run
         self._admission = admission
         self._row = Admission(ROW)

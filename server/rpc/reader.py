@@ -3,14 +3,15 @@ at a time. Knows no admission: whoever asks bounds how many wait here.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from mediagen.v1 import image_pb2 as pb
 
 from server.catalog import Catalog
 from server.plan import Plan
-from server.request import carries_pictures, plan, positive_texts
+from server.request import NO_ASSETS, carries_pictures, plan, positive_texts
+from server.request_adapters import Shelf
 
 SHORT_BYTES = 4096  # of a request that is read in a few milliseconds
 AT_A_TIME = 2  # requests with pictures: each takes up to 0.8 GiB for the largest files, whatever these weigh
@@ -19,8 +20,10 @@ AT_A_TIME = 2  # requests with pictures: each takes up to 0.8 GiB for the larges
 class Reader:
     """Two threads of its own: what else runs in threads (files written, pictures put together) does not wait behind."""
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, shelf: Callable[[], Shelf] = lambda: NO_ASSETS) -> None:
+        """`shelf` tells which assets the current call may use."""
         self._catalog = catalog
+        self._shelf = shelf
         self._pictures = ThreadPoolExecutor(AT_A_TIME, "pictures")
         self._free = asyncio.Semaphore(AT_A_TIME)  # threads
 
@@ -29,8 +32,8 @@ class Reader:
         if carries_pictures(request):
             return await self._with_pictures(request)
         if request.ByteSize() <= SHORT_BYTES:
-            return plan(request, self._catalog)
-        return await asyncio.to_thread(plan, request, self._catalog)
+            return plan(request, self._catalog, self._shelf())
+        return await asyncio.to_thread(plan, request, self._catalog, self._shelf())
 
     async def texts(self, request: pb.GenerateRequest) -> Mapping[str, str]:
         """`positive_texts`."""
@@ -42,7 +45,8 @@ class Reader:
         """The executor is given what it begins at once: its row would keep the requests of those who left it."""
         await self._free.acquire()
         try:
-            reading = asyncio.get_running_loop().run_in_executor(self._pictures, plan, request, self._catalog)
+            loop, shelf = asyncio.get_running_loop(), self._shelf()
+            reading = loop.run_in_executor(self._pictures, plan, request, self._catalog, shelf)
         except RuntimeError:  # it is closed
             self._free.release()
             raise

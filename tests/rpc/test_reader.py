@@ -22,6 +22,7 @@ from rpc.conftest import Served, status_of
 from server.catalog import Catalog
 from server.plan import Plan
 from server.request import plan, positive_texts
+from server.request_adapters import Shelf
 from server.rpc import reader
 from server.rpc.image_service import ROW
 from server.rpc.interceptor import Received
@@ -66,7 +67,7 @@ class Gate:
     begun: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def plan(self, request: pb.GenerateRequest, catalog: Catalog) -> Plan:
+    def plan(self, request: pb.GenerateRequest, catalog: Catalog, shelf: Shelf) -> Plan:
         if not request.init_image:
             return plan(request, catalog)
         with self.lock:
