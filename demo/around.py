@@ -131,7 +131,7 @@ def _agree(one: np.ndarray, other: np.ndarray) -> float:
     return 2 * shares[0] * shares[1] / max(sum(shares), 1e-6)
 
 
-def _outlines(picture: np.ndarray, scene: Scene) -> list[bool]:
+def outlines(picture: np.ndarray, scene: Scene) -> list[bool]:
     """Of each thing: of all kinds that could stand there, the said one's edges are nearest, whatever the colours."""
     height, width = picture.shape[:2]
     seen, held = edges(picture)[..., 0], []
@@ -168,12 +168,12 @@ def controlnet(checkpoint: Path, file: Path, count: int, out: Path) -> None:
             "caption": guided.draw(caption(scene, rng), number, image=image),
         }
         for name, picture in drawn.items():
-            found[name].append((_outlines(picture, scene), _agree(map_[..., 0], edges(picture)[..., 0])))
+            found[name].append((outlines(picture, scene), _agree(map_[..., 0], edges(picture)[..., 0])))
         rows.append([map_, *drawn.values()])
     for name, seen in found.items():
-        outlines = [held for things, _ in seen for held in things]
+        held = [each for things, _ in seen for each in things]
         agreement = np.mean([share for _, share in seen])
-        print(f"{out.stem} {name}: outlines {np.mean(outlines):.2f}, edges agree {agreement:.2f}")
+        print(f"{out.stem} {name}: outlines {np.mean(held):.2f}, edges agree {agreement:.2f}")
     _sheet(rows, out)
 
 

@@ -39,7 +39,7 @@ BATCH = {"sd15": 8, "sdxl": 3}
 _Text = CLIPTextModel | CLIPTextModelWithProjection
 
 
-class _Vectors(nn.Module):
+class Vectors(nn.Module):
     """k w: what one encoder reads for the token, in the stand-in's places."""
 
     def __init__(self, encoder: _Text, tokenizer: CLIPTokenizer) -> None:
@@ -95,7 +95,7 @@ class Sd15(_Task):
         self._file = file
         self._text = CLIPTextModel.from_pretrained(checkpoint / "text_encoder", dtype=torch.float32)
         self._text.requires_grad_(False).eval()
-        self.model: nn.Module = _Vectors(self._text, self._tokenizer)
+        self.model: nn.Module = Vectors(self._text, self._tokenizer)
 
     def loss(self, done: float, dice: Dice) -> tuple[Tensor, int]:
         """See `loop.Task`."""
@@ -103,7 +103,7 @@ class Sd15(_Task):
         states = self._text(ids).last_hidden_state
         return self._error(lambda x, t: self._unet(x, t, states).sample, z, t)
 
-    def publish(self, average: _Vectors) -> None:
+    def publish(self, average: Vectors) -> None:
         """See `loop.Task`."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         save_file({TOKEN: average.vectors.detach().half()}, self._file)
@@ -120,8 +120,8 @@ class Sdxl(_Task):
         for encoder in (self._first, self._second):
             encoder.requires_grad_(False).eval()
         vectors = {
-            "clip_l": _Vectors(self._first, self._tokenizer),
-            "clip_g": _Vectors(self._second, self._tokenizer),
+            "clip_l": Vectors(self._first, self._tokenizer),
+            "clip_g": Vectors(self._second, self._tokenizer),
         }
         self.model: nn.Module = nn.ModuleDict(vectors)
 
