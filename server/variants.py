@@ -1,0 +1,136 @@
+"""Variants at run time: whoever needs some holds them, and while they are held they are there and loaded.
+
+The first who asks has a variant built and loaded; others who ask meanwhile wait for the same. When nobody holds it, it
+stays in memory and on disk until others need the room. Knows neither weights nor pictures, and of engines and of the
+builder only how they are asked.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from server.adapters.weights import Variant
+from server.builder.client import Built
+from server.engines.port import Array, Spec, Tensors
+from server.families.base import Run, together
+
+
+@dataclass(frozen=True)
+class Made:
+    """Where a variant came from."""
+
+    model: str  # its name
+    graph: str  # the engine whose ports it has
+    source: Literal["built", "disk", "memory"]
+    build_seconds: float  # 0 unless it was built for this request, or for one that came a moment before
+    load_seconds: float  # 0 where it was in memory
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a request has while it holds its variants."""
+
+    run: Run  # sends what is meant for a graph to the variant that has it
+    made: tuple[Made, ...]
+
+
+class Home(Protocol):
+    """Engines that come and go by their use, see `OnDemandEngines`."""
+
+    def add(self, spec: Spec, repository: Path) -> None:
+        """Know one more engine."""
+
+    @property
+    def added(self) -> Collection[str]:
+        """Engines that were added and are still known."""
+
+    def is_loaded(self, engine: str) -> bool:
+        """Whether its next use needs no load."""
+
+    def in_use(self, engine: str) -> AbstractContextManager[None]:
+        """Within this the engine neither makes room for others nor is forgotten."""
+
+    async def load(self, engine: str) -> None:
+        """Make the engine ready."""
+
+
+class RunAs(Protocol):
+    """How an engine is run that has the ports of another, see `StepScheduler.run_as`."""
+
+    def __call__(self, engine: str, spec: Spec, inputs: Tensors) -> Awaitable[Mapping[str, Array]]:
+        """One execution of `engine`."""
+
+
+class Ensure(Protocol):
+    """How a variant's folder is asked for, see `Builder.ensure`."""
+
+    def __call__(self, variant: Variant, keep: Collection[str]) -> Awaitable[Built]:
+        """Returns when it is there; those named in `keep` stay."""
+
+
+class Variants:
+    """All variants of a gateway. `close` it at the end."""
+
+    def __init__(self, home: Home, ensure: Ensure, folder: Path, run_as: RunAs) -> None:
+        """`folder` is where the builder writes and the home reads."""
+        self._home = home
+        self._ensure = ensure
+        self._folder = folder
+        self._run_as = run_as
+        self._making: dict[str, asyncio.Task[Made]] = {}
+
+    @asynccontextmanager
+    async def held(self, variants: Mapping[str, Variant]) -> AsyncIterator[Held]:
+        """Variants by the name of their graph, all built and loaded. Raises `BuilderFault` or `EngineFault`."""
+        with ExitStack() as stack:
+            for variant in variants.values():
+                stack.enter_context(self._home.in_use(variant.spec.name))
+            made = await together(*(self._made(variant) for variant in variants.values()))
+            names = {graph: variant.spec.name for graph, variant in variants.items()}
+
+            async def run(spec: Spec, inputs: Tensors) -> Mapping[str, Array]:
+                return await self._run_as(names.get(spec.name, spec.name), spec, inputs)
+
+            yield Held(run, tuple(made))
+
+    async def close(self) -> None:
+        """What is being made is given up."""
+        tasks = tuple(self._making.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _made(self, variant: Variant) -> Made:
+        """Many callers share one build and one load; one that gives up leaves it to the others and to the next."""
+        name = variant.spec.name
+        if self._home.is_loaded(name):
+            return Made(name, variant.graph.name, "memory", 0.0, 0.0)
+        making = self._making.get(name)
+        if making is None:
+            making = self._making[name] = asyncio.create_task(self._make(variant))
+            making.add_done_callback(lambda task: self._end(name, task))
+        return await asyncio.shield(making)
+
+    def _end(self, name: str, task: "asyncio.Task[Made]") -> None:
+        del self._making[name]
+        if not task.cancelled():
+            task.exception()  # perhaps nobody waits any more who would look
+
+    async def _make(self, variant: Variant) -> Made:
+        name = variant.spec.name
+        with self._home.in_use(name):  # also when everybody has given up
+            built = await self._ensure(variant, frozenset({*self._home.added, *self._making}))
+            begin = time.perf_counter()
+            self._home.add(variant.spec, self._folder)
+            await self._home.load(name)
+            return Made(
+                model=name,
+                graph=variant.graph.name,
+                source="built" if built.built else "disk",
+                build_seconds=built.seconds,
+                load_seconds=time.perf_counter() - begin,
+            )
