@@ -49,7 +49,7 @@ def read_inversion(trigger: str, path: Path) -> Inversion:
 def find(text: str, triggers: Iterable[str]) -> tuple[Found, ...]:
     """Where trigger words stand in a text, in order: exactly as written, and not inside of a longer word. Where several
     begin it is the longest."""
-    ordered = sorted(set(triggers), key=lambda trigger: (-len(trigger), trigger))
+    ordered = sorted(set(triggers) - {""}, key=lambda trigger: (-len(trigger), trigger))
     if not ordered:
         return ()
     pattern = re.compile("|".join(map(_word, ordered)))

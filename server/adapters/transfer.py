@@ -4,9 +4,9 @@
 from both encoders, are fused with what the pictures' encoder says of them. The first steps are told of no picture, and
 the pooled state is always that of the text without the trigger word.
 
-Source: Li et al., "PhotoMaker: Customizing Realistic Human Photos via Stacked ID Embedding" (2023), its first version,
-which has one trigger word; several in one prompt are ours. As in ComfyUI a weight acts on the text's states, before
-they are fused.
+Source: Li et al., "PhotoMaker: Customizing Realistic Human Photos via Stacked ID Embedding" (2023), its first version.
+Ours are several trigger words in one prompt, and the pooled state throughout: PhotoMaker's pipeline changes it with the
+others. As in ComfyUI a weight acts on the text's states, before they are fused.
 """
 
 from __future__ import annotations
