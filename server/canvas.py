@@ -93,7 +93,7 @@ def inpainting(image: Array, mask: Array, size: tuple[int, int], box: Box) -> In
 
 
 def framed(image: Array, size: tuple[int, int], box: Box) -> Array:
-    """What of a picture (height width 3, uint8, any size) lies in a box of a canvas of `size`, width and height, enlarged
+    """What of a picture (height width 3, uint8, any size) lies in a box of a canvas of `size` (width, height), enlarged
     to that size."""
     return _resized(image, size, _scaled(box, size, image))
 

@@ -17,6 +17,9 @@ DEFAULTS: Mapping[str, float] = {
     "inpaint_full_res_padding": 32,
     "high_noise_frac": 0.8,
     "use_refiner": True,
+    "controlnet_conditioning_scale": 1.0,
+    "controlnet_early_stop": 1.0,
+    "ip_adapter_scale": 1.0,
 }
 _NEEDS: Mapping[str, str] = {  # a field that asks for work on what another one gives
     "strength": "init_image",
@@ -43,13 +46,13 @@ _NO_OPS: Mapping[str, tuple[object, ...]] = {
     "strength": (DEFAULTS["strength"],),
     "inpaint_full_res_padding": (DEFAULTS["inpaint_full_res_padding"],),
     "controlnet_preprocess": (True, False),
-    "controlnet_conditioning_scale": (1.0,),
-    "controlnet_early_stop": (1.0,),
+    "controlnet_conditioning_scale": (DEFAULTS["controlnet_conditioning_scale"],),
+    "controlnet_early_stop": (DEFAULTS["controlnet_early_stop"],),
     "high_noise_frac": (DEFAULTS["high_noise_frac"], 1.0),  # 1 is without a refiner
     "use_refiner": (True, False),
     "ip_adapter_method": (pb.IP_ADAPTER_METHOD_FULL,),
     "ip_adapter_mode": (pb.IP_ADAPTER_MODE_BASE,),
-    "ip_adapter_scale": (1.0,),
+    "ip_adapter_scale": (DEFAULTS["ip_adapter_scale"],),
 }
 
 

@@ -25,13 +25,13 @@ from server.canvas import (
 from server.catalog import Catalog, Engine
 from server.engines.port import Array
 from server.families.base import Size
-from server.fields import DEFAULTS, unmet, unserved
+from server.fields import unmet, unserved
 from server.images import BadImage, decode, decode_mask
 from server.pictures import JPEG, PNG
 from server.plan import UNGUIDED, Plan
 from server.prompts.styles import STYLES, nearest
 from server.prompts.weights import parse
-from server.request_adapters import NO_ADAPTERS, EmptyShelf, Shelf, read_adapters
+from server.request_adapters import NO_ADAPTERS, EmptyShelf, Shelf, number, read_adapters
 from server.request_adapters import carries_pictures as guided_by_pictures
 from server.samplers import SAMPLERS
 from server.samplers.base import Sampler
@@ -65,10 +65,10 @@ def plan(request: pb.GenerateRequest, catalog: Catalog, shelf: Shelf = NO_ASSETS
     if engine is None:
         asked = f"no engine {quoted(request.engine)}" if request.engine else "which engine?"
         violations.append(Violation("engine", f"{asked}; this service has {', '.join(sorted(catalog))}"))
-    given = {field.name: value for field, value in request.ListFields()}
+    sent = {field.name: value for field, value in request.ListFields()}
     refused = frozenset() if engine is None else engine.refuses
-    violations += unserved(given, refused, request.engine)
-    violations += unmet(given, refused)
+    violations += unserved(sent, refused, request.engine)
+    violations += unmet(sent, refused)
     violations += _texts(request)
     violations += _style(request, engine)
     size, wrong = _size(request, engine)
@@ -89,7 +89,7 @@ def plan(request: pb.GenerateRequest, catalog: Catalog, shelf: Shelf = NO_ASSETS
         violations.append(Violation("image_encoding", f"{request.image_encoding} is none of JPEG and PNG"))
     if violations or engine is None:
         raise InvalidRequest(one_a_field(violations))
-    wording, guidance_scale = _wording(request), _given(request, "cfg_scale")
+    wording, guidance_scale = _wording(request), number(request, "cfg_scale")
     read_as = wording if guidance_scale > UNGUIDED else wording.positive()
     reading = read_texts(
         read_as,
@@ -98,7 +98,7 @@ def plan(request: pb.GenerateRequest, catalog: Catalog, shelf: Shelf = NO_ASSETS
         adapters.inversions,
         adapters.transfers,
     )
-    refined = "use_refiner" not in engine.refuses and bool(_given(request, "use_refiner"))
+    refined = "use_refiner" not in engine.refuses and bool(number(request, "use_refiner"))
     return Plan(
         engine=engine,
         prompt=wording.prompt,
@@ -116,11 +116,11 @@ def plan(request: pb.GenerateRequest, catalog: Catalog, shelf: Shelf = NO_ASSETS
         start=start,
         outpainting=request.outpainting,
         inpaint_full_res=request.inpaint_full_res,
-        inpaint_full_res_padding=int(_given(request, "inpaint_full_res_padding")),
-        strength=1.0 if isinstance(start, FromNoise) else _given(request, "strength"),
+        inpaint_full_res_padding=int(number(request, "inpaint_full_res_padding")),
+        strength=1.0 if isinstance(start, FromNoise) else number(request, "strength"),
         sampler=sampler,
-        steps=int(_given(request, "steps")),
-        high_noise_frac=_given(request, "high_noise_frac") if refined else 1.0,
+        steps=int(number(request, "steps")),
+        high_noise_frac=number(request, "high_noise_frac") if refined else 1.0,
         encoding=_ENCODINGS[request.image_encoding],
         parts=adapters.parts,
         marked=reading.marked,
@@ -131,11 +131,6 @@ def plan(request: pb.GenerateRequest, catalog: Catalog, shelf: Shelf = NO_ASSETS
         adapters=adapters.names,
         notices=(*reading.notices, *_unused(request, guidance_scale)),
     )
-
-
-def _given(request: pb.GenerateRequest, field: str) -> float:
-    value: float = getattr(request, field) if request.HasField(field) else DEFAULTS[field]
-    return value
 
 
 def _texts(request: pb.GenerateRequest) -> Iterator[Violation]:
@@ -235,7 +230,7 @@ def _start(
     if "mask_image" not in pictures:
         return from_picture(pictures["init_image"], size), violations
     image, mask = pictures["init_image"], pictures["mask_image"]
-    padding = max(int(_given(request, "inpaint_full_res_padding")), 0)  # one below 0 is told with the numbers
+    padding = max(int(number(request, "inpaint_full_res_padding")), 0)  # one below 0 is told with the numbers
     try:
         box = crop_box(painted_at(mask, size), padding) if request.inpaint_full_res else whole(size)
         shown = continued(image, mask, size) if request.outpainting else image
@@ -246,7 +241,7 @@ def _start(
 
 def _seeds(request: pb.GenerateRequest) -> tuple[tuple[int, ...], list[Violation]]:
     """A list that is too long for any request is not looked into."""
-    asked = int(_given(request, "num_images"))
+    asked = int(number(request, "num_images"))
     images = min(max(asked, 1), MAX_IMAGES)
     allowed = images if asked == images else MAX_IMAGES  # a wrong number of pictures makes no list wrong
     violations = []

@@ -31,6 +31,7 @@ from server.engines.port import Array
 from server.families.adapted import AdaptedCard
 from server.families.base import Size
 from server.families.sdxl import SdxlCard
+from server.fields import DEFAULTS
 from server.images import BadImage, decode, decode_mask
 from server.violations import Violation, quoted
 
@@ -141,6 +142,12 @@ class _Reading:
         except BadImage as error:
             self.wrong(name, str(error))
             return None
+
+
+def number(request: pb.GenerateRequest, field: str) -> float:
+    """The number in a field, or its default."""
+    value: float = getattr(request, field) if request.HasField(field) else DEFAULTS[field]
+    return value
 
 
 def carries_pictures(request: pb.GenerateRequest) -> bool:
@@ -280,13 +287,12 @@ def _control(reading: _Reading) -> tuple[Control | NoControl, Sequence[Part]]:
     mask, box = np.zeros((reading.size.height, reading.size.width), bool), whole(reading.size)
     if isinstance(reading.start, Inpainting):
         mask, box = reading.start.mask, reading.start.box
-    scale, early_stop = request.controlnet_conditioning_scale, request.controlnet_early_stop
     control = Control(
         picture=framed(picture, reading.size, box),
         mask=mask,
         preprocessor=preprocessor,
-        scale=scale if request.HasField("controlnet_conditioning_scale") else 1.0,
-        early_stop=early_stop if request.HasField("controlnet_early_stop") else 1.0,
+        scale=number(request, "controlnet_conditioning_scale"),
+        early_stop=number(request, "controlnet_early_stop"),
     )
     return control, (_part(asset, "controlnet"),)
 
@@ -329,7 +335,7 @@ def _image_prompt(reading: _Reading) -> tuple[ImagePrompt | NoImagePrompt, str, 
         pixel_values=normalised(picture, _image_side(reading.engine)),
         mask=latent_mask(mask, reading.engine.card.pixels_per_latent),
         method=method,
-        scale=request.ip_adapter_scale if request.HasField("ip_adapter_scale") else 1.0,
+        scale=number(request, "ip_adapter_scale"),
         projection="plus" if asset.facts.projection == "plus" else "linear",
     )
     return prompt, name, (_part(asset, "ip_adapter"),)
@@ -378,7 +384,9 @@ def _transfers(reading: _Reading) -> tuple[tuple[Transfer, ...], Sequence[Part]]
         if wrong := _wrong_trigger(trigger):
             reading.wrong(where, wrong)
         elif trigger in reading.request.textual_inversions.values():
-            reading.wrong(where, f"{quoted(trigger)} stands for a textual inversion, too; give one of them another word")
+            reading.wrong(
+                where, f"{quoted(trigger)} stands for a textual inversion, too; give one of them another word"
+            )
         elif not 1 <= len(images.images) <= MAX_TRANSFERRED:
             reading.wrong(
                 where, f"{len(images.images)} pictures; give 1 to {MAX_TRANSFERRED} of what the word stands for"

@@ -86,28 +86,33 @@ class ImageGenerationRequest(BaseModel):
         "Pixels around the masked area that the model sees as context.",
     )
 
-    checkpoint: Text | None = _of("Asset name of a custom checkpoint.")
-    vae: Text | None = _of("Asset name of a custom autoencoder.")
+    checkpoint: Text | None = _of("Name or id of a checkpoint asset.")
+    vae: Text | None = _of("Name or id of an autoencoder asset.")
     loras: dict[Text, Float | None] | None = _of(
-        "LoRA asset names and their weights, any finite number; null is 1.", {"crayon-style": 0.8}
+        "Names or ids of LoRA assets and their weights, any finite number; null is 1. Up to 16.", {"crayon-style": 0.8}
     )
     textual_inversions: dict[Text, Text | None] | None = _of(
-        "Textual inversion asset names and the words that stand for them; null: its name.", {"mine": "my-word"}
+        "Names or ids of textual inversion assets and the words that stand for them; null: its name. Up to 16.",
+        {"mine": "my-word"},
     )
     clip_skip: Int | None = _of(
         "Layers of the text encoder to skip at its end. At least 1; how many there are is the engine's.", 1, minimum=1
     )
 
-    controlnet: Text | None = _of("ControlNet asset name. Required on the controlnet routes.")
+    controlnet: Text | None = _of("Name or id of a ControlNet asset. Required on the controlnet routes.")
     controlnet_image: Image | None = _of(
         f"The picture that guides the ControlNet. Required on the controlnet routes. {_PICTURE}"
     )
     controlnet_preprocess: bool | None = _of(
         "Make the control map from the picture (true), or take it as the map (false).", default=True
     )
-    controlnet_conditioning_scale: Float | None = _of("Weight of the ControlNet.", default=1.0, minimum=0)
-    controlnet_early_stop: Float | None = _of(
-        "Share of the steps after which the ControlNet stops.", minimum=0, maximum=1
+    controlnet_conditioning_scale: Float | None = _number(
+        "controlnet_conditioning_scale", NUMBERS["controlnet_conditioning_scale"], "Weight of the ControlNet."
+    )
+    controlnet_early_stop: Float | None = _number(
+        "controlnet_early_stop",
+        NUMBERS["controlnet_early_stop"],
+        "Share of the steps after which the ControlNet stops; 1: it does not.",
     )
 
     high_noise_frac: Float | None = _number(
@@ -126,7 +131,12 @@ class ImageGenerationRequest(BaseModel):
     ip_adapter_mask_image: Image | None = _of(f"White is where the IP-Adapter applies. {_PICTURE}")
     ip_adapter_method: Method | None = _of("Which attentions the IP-Adapter drives.", default="full")
     ip_adapter_mode: Mode | None = _of("How the IP-Adapter is applied.", default="base")
-    ip_adapter_scale: Float | None = _of("Weight of the IP-Adapter.", default=1.0, minimum=0, maximum=1)
+    ip_adapter_scale: Float | None = _number(
+        "ip_adapter_scale", NUMBERS["ip_adapter_scale"], "Weight of the IP-Adapter."
+    )
+    ip_adapter: Text | None = _of(
+        "Name or id of the IP-Adapter asset. Default: the first, by name, that fits the engine."
+    )
     transfer_images: dict[Text, list[Image]] | None = _of(
         f"Trigger words and 1 to 4 sample pictures of what each stands for. {_PICTURE}"
     )

@@ -145,7 +145,7 @@ def test_every_request_that_the_old_document_allows_is_allowed_and_read(allowed:
 
 
 def test_what_the_old_document_forbids_as_unknown_is_unknown_here_but_for_a_later_field() -> None:
-    later = {"log_prompt", "inpaint_full_res", "inpaint_full_res_padding"}
+    later = {"log_prompt", "inpaint_full_res", "inpaint_full_res_padding", "ip_adapter"}
     assert set(ImageGenerationRequest.model_fields) == set(OLD_REQUEST["properties"]) | later
     assert kinds({"prompt": "x", "svd": 1}) == {"extra_forbidden"}
 
