@@ -41,6 +41,7 @@ from server.prompt_filter import nothing_blocked
 from server.rpc.image_service import ImageService
 from server.rpc.interceptor import CallInterceptor
 from server.scheduler import StepScheduler
+from server.variants import pristine
 
 GOAL = 2.0  # ms a step
 _PHASES = ("conditioning_ms", "denoising_ms", "decoding_ms", "encoding_ms")
@@ -131,7 +132,7 @@ async def prepared(repository: Path, steps: int, cache: Path) -> AsyncIterator[B
         on_demand = OnDemandEngines(engines, dict.fromkeys(names, 0), budget=0)
         scheduler = StepScheduler(on_demand)
         run = _timed(scheduler.run, engines.spent)
-        service = ImageService(catalog, run, Admission(1), nothing_blocked, scheduler.meter.seconds)
+        service = ImageService(catalog, pristine(run), Admission(1), nothing_blocked, scheduler.meter.seconds)
         image_pb2_grpc.add_ImageServiceServicer_to_server(service, server)
         channel = grpc.aio.insecure_channel(triton.address)
         caller = None

@@ -7,14 +7,15 @@ builder only how they are asked.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Collection, Mapping
-from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 from server.adapters.weights import Variant
 from server.builder.client import Built
+from server.builder.faults import BuilderAway
 from server.engines.port import Array, Spec, Tensors
 from server.families.base import Run, together
 
@@ -36,6 +37,21 @@ class Held:
 
     run: Run  # sends what is meant for a graph to the variant that has it
     made: tuple[Made, ...]
+
+
+Hold = Callable[[Mapping[str, Variant]], AbstractAsyncContextManager[Held]]
+
+
+def pristine(run: Run) -> Hold:
+    """For who has engines and no builder."""
+
+    @asynccontextmanager
+    async def hold(variants: Mapping[str, Variant]) -> AsyncIterator[Held]:
+        if variants:
+            raise BuilderAway(f"nobody is here who could make variants of {', '.join(variants)}")
+        yield Held(run, ())
+
+    return hold
 
 
 class Home(Protocol):
@@ -96,6 +112,11 @@ class Variants:
                 return await self._run_as(names.get(spec.name, spec.name), spec, inputs)
 
             yield Held(run, tuple(made))
+
+    def absent(self, variants: Mapping[str, Variant]) -> list[str]:
+        """The names of those that are not loaded."""
+        names = (variant.spec.name for variant in variants.values())
+        return [name for name in names if not self._home.is_loaded(name)]
 
     async def close(self) -> None:
         """What is being made is given up."""

@@ -19,6 +19,7 @@ from server.http.listener import Listener, listen
 from server.prompt_filter import WordList
 from server.rpc.image_service import ImageService
 from server.scheduler import StepScheduler
+from server.variants import pristine
 
 
 def hollow(spec: Spec, pixels_per_latent: int, inputs: Tensors) -> dict[str, Array]:
@@ -66,7 +67,7 @@ class Routes:
 def routes(catalog: Catalog, engines: FakeEngines, admission: Admission) -> Routes:
     """The prompt filter has one word."""
     scheduler = StepScheduler(engines)
-    service = ImageService(catalog, scheduler.run, admission, WordList("gun"), scheduler.meter.seconds)
+    service = ImageService(catalog, pristine(scheduler.run), admission, WordList("gun"), scheduler.meter.seconds)
     health = [True]
 
     async def serving() -> bool:

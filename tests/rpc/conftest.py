@@ -16,6 +16,7 @@ from server.prompt_filter import WordList
 from server.rpc.image_service import ImageService
 from server.rpc.interceptor import CallInterceptor
 from server.scheduler import StepScheduler
+from server.variants import pristine
 
 
 async def status_of(call: grpc.aio.UnaryUnaryCall | grpc.aio.UnaryStreamCall) -> grpc.StatusCode:
@@ -50,7 +51,7 @@ async def served(catalog: Catalog, fake_engines: FakeEngines, permits: int) -> A
     """Few permits, and a filter with one word."""
     scheduler, admission = StepScheduler(fake_engines), Admission(permits)
     server = grpc.aio.server(interceptors=(CallInterceptor(),))
-    service = ImageService(catalog, scheduler.run, admission, WordList("gun"), scheduler.meter.seconds)
+    service = ImageService(catalog, pristine(scheduler.run), admission, WordList("gun"), scheduler.meter.seconds)
     image_pb2_grpc.add_ImageServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

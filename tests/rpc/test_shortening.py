@@ -20,6 +20,7 @@ from server.rpc.errors import fault_of, trailers
 from server.rpc.image_service import ImageService
 from server.rpc.interceptor import CallInterceptor
 from server.rpc.shortening import cut, sent_bytes, summed_up
+from server.variants import pristine
 from server.violations import InvalidRequest, Violation
 
 ROOM = 7000  # bytes of 8 KiB
@@ -35,7 +36,7 @@ async def stub(catalog: Catalog, sdxl_catalog: Catalog) -> AsyncIterator[image_p
     """All families that there are, without a network, on a real port; a client as clients are."""
     server = grpc.aio.server(interceptors=(CallInterceptor(),))
     service = ImageService(
-        {**catalog, **sdxl_catalog}, no_engine, Admission(1), WordList("gun"), lambda _spec, _shape: None
+        {**catalog, **sdxl_catalog}, pristine(no_engine), Admission(1), WordList("gun"), lambda _spec, _shape: None
     )
     image_pb2_grpc.add_ImageServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
