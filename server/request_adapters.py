@@ -18,12 +18,12 @@ from server.adapters.control import Control, NoControl
 from server.adapters.ip_adapter import ImagePrompt, Method, NoImagePrompt, latent_mask
 from server.adapters.names import AdapterNames
 from server.adapters.preprocess import PREPROCESSORS
-from server.adapters.tokens import Inversion, read_inversion
+from server.adapters.tokens import Inversion, inversion
 from server.adapters.transfer import Transfer, wrong_triggers
 from server.adapters.weights import Kind, Part
 from server.assets.asset import Asset, AssetType
 from server.bounds import MAX_TRANSFERRED
-from server.builder.reading import BadFile
+from server.builder.reading import BadFile, Tensors
 from server.canvas import FromNoise, FromPicture, Inpainting, NothingToPaint, framed, painted_at, whole
 from server.catalog import Engine
 from server.clip import normalised
@@ -253,9 +253,12 @@ def _inversions(reading: _Reading) -> Iterator[Inversion]:
             )
         elif (asset := reading.asset(where, name, AssetType.TEXTUAL_INVERSION)) is not None:
             try:
-                yield read_inversion(trigger, reading.shelf.path(asset))
+                with Tensors(reading.shelf.path(asset)) as file:
+                    tensors = {name: file.float32(name) for name in file.stored}
             except (OSError, BadFile) as error:  # removed since it was found
                 reading.wrong(where, f"{quoted(name)} cannot be read any more: {error}")
+            else:
+                yield inversion(trigger, tensors)
 
 
 def _wrong_trigger(trigger: str) -> str:

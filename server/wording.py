@@ -56,8 +56,8 @@ def read_texts(
     wording: Wording,
     texts: Sequence[Text],
     tokenizers: Mapping[str, TextTokenizer],
-    inversions: Sequence[Inversion] = (),
-    transfers: Sequence[Transfer] = (),
+    inversions: Sequence[Inversion],
+    transfers: Sequence[Transfer],
 ) -> Reading:
     """10,000 emojis take some 20 ms a tokenizer; `tokenizers` are by text engine. No two triggers are equal."""
     names = {field: _told(wording, field) for field in _FIRST}

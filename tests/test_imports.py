@@ -17,10 +17,11 @@ ARROWS: Mapping[str, frozenset[str]] = {
     for unit, needs in {
         "server.__main__": "server.app server.engines server.settings",
         "server.settings": "",
-        "server.rpc": "server.admission server.canvas server.catalog server.engines server.explain server.families "
+        "server.rpc": "server.admission server.assets server.canvas server.catalog server.engines server.explain server.families "
         "server.pipeline server.plan server.prompt_filter server.prompts server.request server.safety "
         "server.violations",
         "server.explain": "server.engines server.meter server.plan",
+        "server.assets": "server.violations",
         "server.prompt_filter": "",
         "server.http": "server.bounds server.fields server.plan server.prompt_filter server.prompts server.request "
         "server.rpc server.samplers server.violations",
@@ -28,7 +29,7 @@ ARROWS: Mapping[str, frozenset[str]] = {
         "server.pipeline": "server.beginning server.canvas server.denoising server.families server.plan server.safety",
         "server.denoising": "server.beginning server.families server.levels server.noise server.plan server.samplers",
         "server.beginning": "server.canvas server.families server.levels server.noise server.plan",
-        "server.adapters": "server.engines server.levels",
+        "server.adapters": "server.engines server.prompts server.tokenizer",
         "server.request": "server.adapters server.bounds server.canvas server.catalog server.engines server.families server.fields "
         "server.images server.pictures server.plan server.prompts server.samplers server.sizes server.violations "
         "server.wording",
@@ -36,7 +37,7 @@ ARROWS: Mapping[str, frozenset[str]] = {
         "server.bounds": "",
         "server.sizes": "server.families",
         "server.violations": "",
-        "server.wording": "server.families server.prompts server.tokenizer",
+        "server.wording": "server.adapters server.engines server.families server.prompts server.tokenizer",
         "server.plan": "server.adapters server.canvas server.catalog server.engines server.families server.pictures server.samplers server.tokenizer",
         "server.canvas": "server.engines",
         "server.images": "server.engines",

@@ -7,11 +7,9 @@ files as diffusers and its trainings write them.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from server.builder.reading import Tensors
 from server.engines.port import Array
 
 # What a file calls the vectors of a text encoder, by the end of that engine's name. Any other name is the token's own.
@@ -38,11 +36,11 @@ class Found:
     trigger: str
 
 
-def read_inversion(trigger: str, path: Path) -> Inversion:
-    """Of a file with `clip_l` and `clip_g`, or with one tensor of whatever name; each is k width, or width. Raises
-    `BadFile`, or `OSError` when there is none."""
-    with Tensors(path) as file:
-        vectors = {_PUBLISHED.get(name, _FIRST): np.atleast_2d(file.float32(name)) for name in file.stored}
+def inversion(trigger: str, tensors: Mapping[str, Array]) -> Inversion:
+    """Of a file's tensors, each k width, or width: `clip_l` and `clip_g`, or one of whatever name."""
+    vectors = {
+        _PUBLISHED.get(name, _FIRST): np.atleast_2d(tensor).astype(np.float32) for name, tensor in tensors.items()
+    }
     return Inversion(trigger, vectors)
 
 

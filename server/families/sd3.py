@@ -108,7 +108,7 @@ async def condition(plan: Plan, card: Sd3Card, run: Run) -> tuple[Stage, ...]:
     rows_of = (plan.rows(text) for text in texts(card))
     encoded = await together(
         *(
-            text_states(spec, prompts, left_out(plan, prompts), run)
+            text_states(spec, prompts, left_out(plan, prompts), run, plan.vectors)
             for spec, prompts in zip(encoders, rows_of, strict=True)
         )
     )

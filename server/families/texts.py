@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from server.tokenizer import Prompt
 
 _PLAIN = np.float32(1)
-_NONE: Mapping[str, Array] = {}
 
 
 class _Reading(NamedTuple):
@@ -35,7 +34,7 @@ async def text_states(
     prompts: Sequence[Prompt],
     skips: Sequence[int],
     run: Run,
-    vectors: Mapping[str, Array] = _NONE,
+    vectors: Mapping[str, Array],
 ) -> Tensors:
     """A text engine's outputs for some texts, a row each, with `skips` as many of its last layers left out.
     `vectors` are a plan's: by text engine, what ids below 0 stand for (k width, float32).

@@ -15,6 +15,7 @@ from server.request import plan
 from server.tokenizer import Chunk, Prompt
 
 TOKENS, WIDTH = 4, 3
+NONE: Mapping[str, Array] = {}  # of inversions
 STATES = Port("hidden_states", "float32", ("rows", TOKENS, WIDTH))
 IDS, SKIP = Port("input_ids", "int64", ("rows", TOKENS)), Port("skip", "int64", ("rows",))
 PLAIN = Spec("plain", (IDS, SKIP), (STATES,), max_rows=3)
@@ -57,7 +58,7 @@ async def alone(spec: Spec, ids: Sequence[int], skip: int = 0) -> Array:
 
 async def test_chunks_lie_side_by_side_and_the_summary_is_the_first_ones() -> None:
     first, second = chunk(1, 2, 3, 9), chunk(1, 4, 9, 9)
-    found = await text_states(POOLING, [Prompt((first, second), EMPTY)], [0], Network().run)
+    found = await text_states(POOLING, [Prompt((first, second), EMPTY)], [0], Network().run, NONE)
     expected = np.concatenate([await alone(POOLING, first.ids), await alone(POOLING, second.ids)])
     assert np.array_equal(found["hidden_states"], expected[None])
     assert np.array_equal(found["pooled"], np.repeat(expected[None, 1, :1], 2, axis=1))
@@ -66,7 +67,7 @@ async def test_chunks_lie_side_by_side_and_the_summary_is_the_first_ones() -> No
 async def test_a_weight_moves_a_state_from_the_empty_texts_at_its_place_and_no_other() -> None:
     weighted = chunk(1, 2, 3, 9, weights=(1.0, 1.5, 1.0, 1.0))
     other = chunk(1, 4, 9, 9, weights=(1.0, -2.0, 1.0, 1.0))
-    found = (await text_states(PLAIN, [Prompt((weighted, other), EMPTY)], [1], Network().run))["hidden_states"][0]
+    found = (await text_states(PLAIN, [Prompt((weighted, other), EMPTY)], [1], Network().run, NONE))["hidden_states"][0]
     empty = await alone(PLAIN, EMPTY.ids, 1)
     for begin, each, weight in ((0, weighted, 1.5), (TOKENS, other, -2.0)):
         states = await alone(PLAIN, each.ids, 1)
@@ -77,7 +78,7 @@ async def test_a_weight_moves_a_state_from_the_empty_texts_at_its_place_and_no_o
 
 async def test_weights_of_1_encode_no_empty_text_and_change_no_bit() -> None:
     network = Network()
-    found = await text_states(PLAIN, [Prompt((chunk(1, 2, 3, 9),), EMPTY)], [0], network.run)
+    found = await text_states(PLAIN, [Prompt((chunk(1, 2, 3, 9),), EMPTY)], [0], network.run, NONE)
     assert found["hidden_states"].tobytes() == (await alone(PLAIN, (1, 2, 3, 9))).tobytes()
     ((_, inputs),) = network.asked
     assert inputs["input_ids"].tolist() == [[1, 2, 3, 9]]
@@ -86,7 +87,7 @@ async def test_weights_of_1_encode_no_empty_text_and_change_no_bit() -> None:
 async def test_each_distinct_chunk_is_encoded_once_for_each_count_of_skipped_layers() -> None:
     network = Network()
     same = Prompt((chunk(1, 2, 3, 9), EMPTY), EMPTY)
-    found = (await text_states(PLAIN, [same, same, same], [0, 2, 2], network.run))["hidden_states"]
+    found = (await text_states(PLAIN, [same, same, same], [0, 2, 2], network.run, NONE))["hidden_states"]
     asked = [
         (tuple(ids), skip)
         for _, inputs in network.asked
@@ -105,7 +106,7 @@ async def test_what_is_more_than_an_engine_takes_goes_in_several_calls_side_by_s
         return await network.run(spec, inputs)
 
     prompts = [Prompt((chunk(1, number, 9, 9),), EMPTY) for number in range(5)]
-    found = (await text_states(PLAIN, prompts, [0] * 5, meet))["hidden_states"]
+    found = (await text_states(PLAIN, prompts, [0] * 5, meet, NONE))["hidden_states"]
     assert sorted(len(inputs["input_ids"]) for _, inputs in network.asked) == [2, 3]
     for number in range(5):
         assert found[number].tobytes() == (await alone(PLAIN, (1, number, 9, 9))).tobytes()
@@ -113,7 +114,7 @@ async def test_what_is_more_than_an_engine_takes_goes_in_several_calls_side_by_s
 
 async def test_no_texts_are_no_call() -> None:
     network = Network()
-    assert await text_states(PLAIN, [], [], network.run) == {}
+    assert await text_states(PLAIN, [], [], network.run, NONE) == {}
     assert network.asked == []
 
 

@@ -17,10 +17,10 @@ from parity.conftest import CHECKPOINT
 from parity.conftest import Subject as Sd15
 from parity.test_pictures import relative
 from parity.test_prompts import Words, states
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from transformers import CLIPTokenizer
 
-from server.adapters.tokens import Inversion, read_inversion
+from server.adapters.tokens import Inversion, inversion
 from server.catalog import Engine, read_catalog
 from server.engines.local import LocalEngines
 from server.engines.port import Array, Tensors
@@ -40,7 +40,7 @@ def vectors(count: int, width: int, seed: int) -> Array:
 async def found(engine: Engine, prompt: str, negative: str, inversions: list[Inversion], run: Run) -> list[Tensors]:
     """The outputs of each text encoder; rows are prompt and negative prompt."""
     texts = engine.family.texts(engine.card)
-    read = read_texts(Wording(prompt, prompt, negative, negative), texts, engine.tokenizers, inversions)
+    read = read_texts(Wording(prompt, prompt, negative, negative), texts, engine.tokenizers, inversions, ())
     assert read.notices == ()
     readers = {text.engine: text for text in texts}  # the refiner's text is the second encoder's
     return [
@@ -54,6 +54,10 @@ async def found(engine: Engine, prompt: str, negative: str, inversions: list[Inv
         for spec in engine.specs
         if spec.name in readers
     ]
+
+
+def read(trigger: str, file: Path) -> Inversion:
+    return inversion(trigger, load_file(file))
 
 
 @asynccontextmanager
@@ -90,7 +94,7 @@ async def test_sd15_reads_concepts_as_diffusers_does(subject: Sd15, tmp_path: Pa
     save_file({"<cat>": vectors(1, width, 1)}, files["<cat>"])
     save_file({"emb_params": vectors(3, width, 2)}, files["vangoghish"])
     pipeline = pipeline_with(subject, files)
-    inversions = [read_inversion(trigger, file) for trigger, file in files.items()]
+    inversions = [read(trigger, file) for trigger, file in files.items()]
     texts = ("a red house, vangoghish <cat>, the <cat> sun", "the vangoghish sun")
     async with text_encoder(subject) as run:
         (ours,) = await found(subject.engine, *texts, inversions, run)
@@ -108,7 +112,7 @@ async def test_sd15_weighs_all_vectors_of_a_concept(subject: Sd15, tmp_path: Pat
     words: Words = [("the", 1.0), ("<cat>", 1.3), ("<cat>_1", 1.3), ("sun", 1.0)]
     async with text_encoder(subject) as run:
         given = ("the (<cat>:1.3) sun", "")
-        (ours,) = await found(subject.engine, *given, [read_inversion("<cat>", file)], run)
+        (ours,) = await found(subject.engine, *given, [read("<cat>", file)], run)
     with torch.inference_mode():
         reference, _ = states(pipeline.text_encoder, pipeline.tokenizer, words, 1, 0, normed=True)
     assert relative(ours["hidden_states"][:1], reference.numpy()) < TOLERANCE
@@ -133,7 +137,7 @@ async def test_sdxl_reads_concepts_by_both_encoders_as_diffusers_does(tmp_path: 
         tensor = {"<cat>": torch.from_numpy(tensors[key])}
         pipeline.load_textual_inversion(tensor, token="<cat>", text_encoder=encoder, tokenizer=tokenizer)
     texts = ("the red <cat> sun", "a <cat>")
-    given = (*texts, [read_inversion("<cat>", tmp_path / "cat.safetensors")])
+    given = (*texts, [read("<cat>", tmp_path / "cat.safetensors")])
     first, second = await found(engine, *given, run)
     with torch.inference_mode():
         positive, negative, pooled, negative_pooled = pipeline.encode_prompt(texts[0], negative_prompt=texts[1])
