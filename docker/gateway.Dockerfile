@@ -11,7 +11,7 @@ RUN /opt/mediagen/bin/pip install --no-cache-dir --disable-pip-version-check '.[
 
 # The same base: the environment refers to its Python, and Triton needs that Python's shared library, which it has.
 FROM python:3.11-slim-bookworm
-RUN useradd --system --create-home mediagen && install -d -o mediagen -g mediagen /var/cache/mediagen
+RUN useradd --system --create-home mediagen && install -d -o mediagen -g mediagen /var/cache/mediagen /var/lib/mediagen
 COPY --from=build /opt/mediagen /opt/mediagen
 COPY model_repository /models
 # Triton listens on loopback inside the container; only the gateway's ports are for callers.
@@ -20,7 +20,8 @@ ENV PATH=/opt/mediagen/bin:$PATH \
     MEDIAGEN_GRPC_ADDRESS=0.0.0.0:50051 \
     MEDIAGEN_HTTP_ADDRESS=0.0.0.0:50080 \
     MEDIAGEN_MODEL_REPOSITORY=/models \
-    MEDIAGEN_CACHE=/var/cache/mediagen
+    MEDIAGEN_CACHE=/var/cache/mediagen \
+    MEDIAGEN_ASSETS=/var/lib/mediagen/assets
 USER mediagen
 EXPOSE 50051 50080
 STOPSIGNAL SIGTERM

@@ -190,6 +190,7 @@ def start_service(folder: Path, **settings: str) -> RunningService:
         "MEDIAGEN_GRPC_ADDRESS": address,
         "MEDIAGEN_HTTP_ADDRESS": http_address,
         "MEDIAGEN_CACHE": str(folder / "cache"),
+        "MEDIAGEN_ASSETS": str(folder / "assets"),
         **settings,
     }
     log = folder / "service.log"

@@ -22,6 +22,7 @@ def test_a_start_that_takes_long_is_given_up_when_told_to_stop(tmp_path: Path, n
             "MEDIAGEN_HTTP_ADDRESS": "127.0.0.1:0",
             "MEDIAGEN_TRITON": f"127.0.0.1:{silent.getsockname()[1]}",
             "MEDIAGEN_CACHE": str(tmp_path),
+            "MEDIAGEN_ASSETS": str(tmp_path / "assets"),
         }
         silent.settimeout(60)
         with subprocess.Popen([sys.executable, "-m", "server"], env=environment, cwd=tmp_path) as process:
@@ -50,6 +51,7 @@ def test_what_a_deployment_asks_for_and_cannot_have_ends_the_start_with_a_senten
         "PATH": os.defpath,
         "MEDIAGEN_TRITON": "none",
         "MEDIAGEN_CACHE": str(tmp_path),
+        "MEDIAGEN_ASSETS": str(tmp_path / "assets"),
         name: value,
     }
     command = [sys.executable, "-m", "server"]

@@ -16,10 +16,10 @@ from server.assets.rules import is_name, preprocessor_of
 
 log = logging.getLogger(__name__)
 
-FOLDER = "assets"  # in the model repository
+Recognise = Callable[[Path], AssetType]  # raises `BadAsset`
 
 
-def bring_in(library: Library, folder: Path, recognise: Callable[[Path], AssetType], engines: str) -> None:
+def bring_in(library: Library, folder: Path, recognise: Recognise, engines: str) -> None:
     """Every `<name>.safetensors` of the folder becomes a public asset; those whose file is gone go.
 
     A file is read only when its size or time has changed, or `engines` has: any text that tells what assets are looked
@@ -41,7 +41,7 @@ def bring_in(library: Library, folder: Path, recognise: Callable[[Path], AssetTy
             library.forget(row.asset)
 
 
-def _bring(library: Library, path: Path, recognise: Callable[[Path], AssetType], engines: str) -> None:
+def _bring(library: Library, path: Path, recognise: Recognise, engines: str) -> None:
     status = path.stat()
     source = f"{status.st_size} {status.st_mtime_ns} {engines}"
     held = library.store.by_name(DEPLOYMENT, path.stem)

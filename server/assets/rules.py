@@ -36,9 +36,9 @@ def is_name(text: str) -> bool:
 
 
 def violations(
-    name: str, size_bytes: int | None, sha256: str | None, description: str, preprocessor: str, type: AssetType
+    name: str, size_bytes: int | None, sha256: str | None, description: str, preprocessor: str, type: AssetType | None
 ) -> Sequence[Violation]:
-    """Everything that is wrong, by the API's field names."""
+    """Everything that is wrong, by the API's field names; a type of None is told elsewhere."""
     wrong = []
     if not is_name(name):
         allowed = f"a name has 1 to {MAX_NAME} letters, digits, '.', '_' and '-', the first a letter or a digit"
@@ -51,8 +51,8 @@ def violations(
         )
     if len(description) > MAX_DESCRIPTION:
         wrong.append(Violation("description", f"{len(description)} characters; at most {MAX_DESCRIPTION:,}"))
-    if preprocessor and type is not AssetType.CONTROLNET:
-        wrong.append(Violation("preprocessor", f"only a ControlNet has one, and this is a {type.value}; leave it out"))
+    if preprocessor and type not in (AssetType.CONTROLNET, None):
+        wrong.append(Violation("preprocessor", "only a ControlNet has one, and this is of another type; leave it out"))
     elif preprocessor and not _PREPROCESSOR.fullmatch(preprocessor):
         known = ", ".join(PREPROCESSORS)
         wrong.append(Violation("preprocessor", f"{quoted(preprocessor)} is none; known are {known}"))

@@ -1,11 +1,12 @@
 """Bytes that arrive, from the first to the verdict. Knows neither gRPC nor HTTP: chunks come from whoever has them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Self
+from functools import partial
+from typing import Self, TypeVar
 
 from server.assets.asset import Asset, AssetState, BadAsset
 from server.assets.faults import (
@@ -27,6 +28,8 @@ from server.assets.store import Row
 PIECE_BYTES = 2**20  # written at once
 SILENCE_SECONDS = 60.0  # after which a sender is taken for gone
 LOOKING = 2  # files that are looked at at the same time: each takes a core
+
+T = TypeVar("T")
 
 
 class Upload:
@@ -135,16 +138,16 @@ class Uploads:
     ) -> Upload:
         """All chunks, written; the upload is open still. What a sender who leaves has sent is kept. Raises what
         `Upload` does, and `Stalled`."""
-        upload = Upload(self._library, id, offset, size_bytes)
+        upload = await _to_its_end(partial(Upload, self._library, id, offset, size_bytes), Upload.close)
         waiting = bytearray()
         try:
             async for chunk in _spoken(chunks):
                 waiting += chunk
                 if len(waiting) >= PIECE_BYTES:
                     piece, waiting = bytes(waiting), bytearray()
-                    await _written(upload, piece)
+                    await _to_its_end(partial(upload.write, piece), _nothing)
             piece, waiting = bytes(waiting), bytearray()
-            await _written(upload, piece)
+            await _to_its_end(partial(upload.write, piece), _nothing)
         except BaseException as error:
             with upload:
                 if not isinstance(error, AssetFault) or isinstance(error, Stalled):
@@ -157,23 +160,25 @@ class Uploads:
         verdict = self._lookers.submit(upload.finish)
         return await asyncio.shield(asyncio.wrap_future(verdict))
 
-    async def delete(self, tenant: str, asked: str) -> Asset:
-        """As `Library.delete`; a large file takes a while to remove."""
-        return await asyncio.to_thread(self._library.delete, tenant, asked)
-
     def close(self) -> None:
         """Waits for the verdicts under way; files that nobody looked at are looked at when they are asked for again."""
         self._lookers.shutdown(cancel_futures=True)
 
 
-async def _written(upload: Upload, piece: bytes) -> None:
-    """In a thread, and to its end: what is closed while it is written would be left half."""
-    writing = asyncio.ensure_future(asyncio.to_thread(upload.write, piece))
+async def _to_its_end(work: Callable[[], T], undo: Callable[[T], object]) -> T:
+    """In a thread, and never left half: who is cancelled meanwhile waits for it, and undoes what it made."""
+    working = asyncio.ensure_future(asyncio.to_thread(work))
     try:
-        await asyncio.shield(writing)
+        return await asyncio.shield(working)
     except asyncio.CancelledError:
-        await asyncio.wait([writing])
+        await asyncio.wait([working])
+        if working.exception() is None:
+            undo(working.result())
         raise
+
+
+def _nothing(made: object) -> None:
+    """There is nothing to undo."""
 
 
 async def _spoken(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -37,6 +37,15 @@ def inspect(path: Path, type: AssetType, engines: Shapes) -> Facts:
         raise BadAsset(str(error)) from error
 
 
+def kind(path: Path) -> AssetType:
+    """What a file is by its tensors, where nobody says it. Raises `BadAsset`."""
+    try:
+        with Tensors(path) as tensors:
+            return recognise(tensors)
+    except BadFile as error:
+        raise BadAsset(str(error)) from error
+
+
 _TITLES: Mapping[AssetType, str] = {
     AssetType.CHECKPOINT: "a checkpoint",
     AssetType.LORA: "a LoRA",

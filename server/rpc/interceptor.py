@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
@@ -14,10 +15,13 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from server.rpc.errors import Fault, fault_of, trailers
-from server.violations import InvalidRequest, Violation
+from server.violations import InvalidRequest, Violation, quoted
 
 log = logging.getLogger(__name__)
 request_id: ContextVar[str] = ContextVar("request_id")
+tenant: ContextVar[str] = ContextVar("tenant", default="default")  # whose assets a call may use
+TENANT = "x-mediagen-tenant"  # metadata and header that says so; there are no keys yet
+_TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic in the type stubs only
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
@@ -85,6 +89,7 @@ def _unary(behaviour: Callable[[Any, Context], Awaitable[Message]]) -> Callable[
     async def call(request: Any, context: Context) -> Message:
         _begin(context)
         try:
+            set_tenant(dict(context.invocation_metadata() or ()).get(TENANT))
             async with asyncio.timeout(context.time_remaining()):
                 return await behaviour(_message(request), context)
         except Exception as error:
@@ -99,6 +104,7 @@ def _streaming(
     async def call(request: Any, context: Context) -> AsyncGenerator[Message, None]:
         _begin(context)
         try:
+            set_tenant(dict(context.invocation_metadata() or ()).get(TENANT))
             async with (
                 asyncio.timeout(context.time_remaining()),
                 aclosing(behaviour(_message(request), context)) as messages,
@@ -116,6 +122,14 @@ def _begin(context: Context) -> None:
     given = dict(context.invocation_metadata() or ()).get("x-request-id", "")
     request_id.set(given[:128] if isinstance(given, str) and given else uuid.uuid4().hex)
     context.set_trailing_metadata((("x-request-id", request_id.get()),))
+
+
+def set_tenant(given: str | bytes | None) -> None:
+    """For the rest of this call; None: nobody said. Raises `InvalidRequest`."""
+    if given is not None and not (isinstance(given, str) and _TENANT.fullmatch(given)):
+        allowed = "1 to 64 letters, digits, '.', '_' and '-'"
+        raise InvalidRequest((Violation(TENANT, f"{quoted(str(given))} is no tenant's name: {allowed}"),))
+    tenant.set("default" if given is None else given)
 
 
 async def _abort(context: Context, error: Exception) -> NoReturn:

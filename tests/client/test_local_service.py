@@ -29,6 +29,7 @@ def running_command(folder: Path, *options: str) -> Iterator[RunningService]:
         **{name: value for name, value in os.environ.items() if not name.startswith("MEDIAGEN_")},
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'client'}",
         "MEDIAGEN_CACHE": str(folder / "cache"),
+        "MEDIAGEN_ASSETS": str(folder / "assets"),
     }
     log = folder / "command.log"
     with log.open("wb") as output:
