@@ -76,7 +76,7 @@ PREPROCESSORS: Mapping[str, Preprocessor] = {
 
 
 def control_map(picture: Array, mask: Array, name: str) -> Array:
-    """One of `PREPROCESSORS`; 1536x1024 takes some tens of milliseconds."""
+    """One of `PREPROCESSORS`; 1536x1024 takes up to half a second."""
     return PREPROCESSORS[name](picture, mask)
 
 
