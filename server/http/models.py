@@ -153,12 +153,23 @@ class ImageGeneration(BaseModel):
     seed: int = Field(description="Draws this picture again, alone.", ge=0, lt=SEEDS)
 
 
+class Variant(BaseModel):
+    """A network with other weights than the engine's own."""
+
+    model: str
+    graph: str = Field(description="The network whose graph it has.")
+    source: str = Field(description="Where it was.", json_schema_extra={"enum": ["built", "disk", "memory"]})
+    build_ms: float = Field(description="Of merging and writing its weights; 0 unless it was built.")
+    load_ms: float = Field(description="0 where it was loaded.")
+
+
 class ImageGenerationResponse(BaseModel):
     """All pictures of a request."""
 
     images: list[ImageGeneration]
     prediction_time_ms: float = Field(description="The whole request, in milliseconds.")
     notices: list[str] = Field(description="What was cut or replaced on the way, in sentences.")
+    variants: list[Variant] = Field(description="Networks with other weights than the engine's own.")
 
 
 class ValidationError(BaseModel):

@@ -111,9 +111,19 @@ def of_pictures(reply: pb.GenerateResponse) -> Answer:
             *((b"null",) if removed else (b'"', binascii.b2a_base64(image.data, newline=False), b'"')),
             f',"removed_for_safety":{json.dumps(removed)},"safety_score":{json.dumps(score)},"seed":{image.seed}}}'.encode(),
         )
-    end = {"prediction_time_ms": reply.timings.total_ms, "notices": list(reply.notices)}
+    end = {
+        "prediction_time_ms": reply.timings.total_ms,
+        "notices": list(reply.notices),
+        "variants": [_variant(variant) for variant in reply.variants],
+    }
     parts += (b"],", json.dumps(end, separators=(",", ":")).encode()[1:])
     return Answer(200, b"".join(parts))
+
+
+def _variant(told: pb.Variant) -> dict[str, object]:
+    source = pb.VariantSource.Name(told.source).removeprefix("VARIANT_SOURCE_").lower()
+    times = {"build_ms": told.build_ms, "load_ms": told.load_ms}
+    return {"model": told.model, "graph": told.graph, "source": source, **times}
 
 
 def _retry_seconds(fault: Fault) -> float | None:

@@ -1,16 +1,17 @@
 """ImageService: messages to plans, events to messages. The work itself is the pipeline's."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, nullcontext
+from typing import NamedTuple
 
 from mediagen.v1 import image_pb2 as pb
 from mediagen.v1 import image_pb2_grpc
 
+from server.adapters.weights import Variant
 from server.admission import Admission
 from server.catalog import Catalog
 from server.explain import Seconds, explain
-from server.families.base import Run
 from server.pipeline import Evaluated, Finished, Picture, generate
 from server.plan import Plan
 from server.prompt_filter import REFUSAL, PromptBlocked, PromptFilter
@@ -21,6 +22,7 @@ from server.rpc.errors import NotBuilt
 from server.rpc.interceptor import Context, request_id
 from server.rpc.reader import Reader
 from server.safety import NotChecked, Passed, Removed, Verdict
+from server.variants import Held, Hold
 from server.violations import InvalidRequest, Violation
 
 ROW = 32  # requests with pictures that are read or wait for it, whoever asks: half the default permits stay for others
@@ -33,16 +35,19 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
     def __init__(
         self,
         catalog: Catalog,
-        run: Run,
+        hold: Hold,
         admission: Admission,
         prompt_filter: PromptFilter,
         seconds: Seconds,
         shelf: Callable[[], Shelf] = lambda: NO_ASSETS,
+        absent: Callable[[Mapping[str, Variant]], Sequence[str]] = lambda _: (),
     ) -> None:
-        """`seconds` tells how long a network's calls take, `shelf` which assets the current call may use."""
+        """`hold` gives a request its networks, `seconds` tells how long a network's calls take, `shelf` which assets
+        call may use, `absent` which networks are not loaded yet."""
         self._catalog = catalog
         self._reader = Reader(catalog, shelf)
-        self._run = run
+        self._hold = hold
+        self._absent = absent
         self._admission = admission
         self._row = Admission(ROW)
         self._prompt_filter = prompt_filter
@@ -77,22 +82,25 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
             return await self._drawn(what, begin)
 
     async def _drawn(self, what: Plan, begin: float) -> pb.GenerateResponse:
-        drawing = time.perf_counter()
+        preparing = time.perf_counter()
         pictures: list[Picture] = []
         milliseconds: dict[str, float] = {}
-        async with aclosing(generate(what, self._run)) as events:
-            async for event in events:
-                match event:
-                    case Picture():
-                        pictures.append(event)
-                    case Finished():
-                        milliseconds = event.milliseconds
+        async with self._hold(what.variants) as held:
+            drawing = time.perf_counter()
+            async with aclosing(generate(what, held.run)) as events:
+                async for event in events:
+                    match event:
+                        case Picture():
+                            pictures.append(event)
+                        case Finished():
+                            milliseconds = event.milliseconds
         return pb.GenerateResponse(
             request_id=request_id.get(),
             images=[_image(what, picture) for picture in sorted(pictures, key=lambda picture: picture.index)],
             effective=effective(what),
-            timings=_timings(milliseconds, begin, drawing),
+            timings=_timings(milliseconds, _Moments(begin, preparing, drawing)),
             notices=what.notices,
+            variants=_variants(held),
         )
 
     async def GenerateStream(
@@ -102,12 +110,16 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
         with self._admission.permit():
             what = await self._stream_plan(request)
             del request  # see `generate`
-            drawing = time.perf_counter()
+            preparing = time.perf_counter()
             accepted = pb.Accepted(request_id=request_id.get(), effective=effective(what), notices=what.notices)
             yield pb.GenerateStreamResponse(accepted=accepted)
-            async with aclosing(generate(what, self._run)) as events:
-                async for event in events:
-                    yield _stream_event(what, event, begin, drawing)
+            if absent := self._absent(what.variants):
+                yield pb.GenerateStreamResponse(preparing=pb.Preparing(models=absent))
+            async with self._hold(what.variants) as held:
+                moments = _Moments(begin, preparing, time.perf_counter())
+                async with aclosing(generate(what, held.run)) as events:
+                    async for event in events:
+                        yield _stream_event(what, event, held, moments)
 
     async def GenerateBatch(
         self, requests: AsyncIterator[pb.GenerateBatchRequest], context: Context
@@ -168,8 +180,16 @@ def _refused(nearest: pb.Size | None, violations: Sequence[Violation], blocked: 
     return pb.ExplainResponse(nearest_size=nearest, violations=told)
 
 
+class _Moments(NamedTuple):
+    """Of a call, by `perf_counter`."""
+
+    begin: float  # it came
+    preparing: float  # it was read and let in
+    drawing: float  # its networks were there
+
+
 def _stream_event(
-    what: Plan, event: Evaluated | Picture | Finished, begin: float, drawing: float
+    what: Plan, event: Evaluated | Picture | Finished, held: Held, moments: _Moments
 ) -> pb.GenerateStreamResponse:
     match event:
         case Evaluated():
@@ -178,7 +198,8 @@ def _stream_event(
         case Picture():
             return pb.GenerateStreamResponse(image=_image(what, event))
         case Finished():
-            return pb.GenerateStreamResponse(summary=pb.Summary(timings=_timings(event.milliseconds, begin, drawing)))
+            timings = _timings(event.milliseconds, moments)
+            return pb.GenerateStreamResponse(summary=pb.Summary(timings=timings, variants=_variants(held)))
 
 
 def _image(what: Plan, picture: Picture) -> pb.Image:
@@ -205,13 +226,34 @@ def _safety(verdict: Verdict) -> tuple[pb.SafetyCheck, float | None]:
             return pb.SAFETY_CHECK_REMOVED, score
 
 
-def _timings(milliseconds: dict[str, float], begin: float, drawing: float) -> pb.Timings:
-    """Of a call that came at `begin`, was read and let in by `drawing` (both by `perf_counter`), and is over."""
+_SOURCES: Mapping[str, pb.VariantSource] = {
+    "built": pb.VARIANT_SOURCE_BUILT,
+    "disk": pb.VARIANT_SOURCE_DISK,
+    "memory": pb.VARIANT_SOURCE_MEMORY,
+}
+
+
+def _variants(held: Held) -> list[pb.Variant]:
+    return [
+        pb.Variant(
+            model=made.model,
+            graph=made.graph,
+            source=_SOURCES[made.source],
+            build_ms=made.build_seconds * 1e3,
+            load_ms=made.load_seconds * 1e3,
+        )
+        for made in held.made
+    ]
+
+
+def _timings(milliseconds: dict[str, float], moments: _Moments) -> pb.Timings:
+    """Of a call that is over."""
     return pb.Timings(
-        queue_ms=(drawing - begin) * 1e3,
+        queue_ms=(moments.preparing - moments.begin) * 1e3,
+        adapters_ms=(moments.drawing - moments.preparing) * 1e3,
         conditioning_ms=milliseconds["conditioning"],
         denoising_ms=milliseconds["denoising"],
         decoding_ms=milliseconds["decoding"],
         encoding_ms=milliseconds["encoding"],
-        total_ms=(time.perf_counter() - begin) * 1e3,
+        total_ms=(time.perf_counter() - moments.begin) * 1e3,
     )
