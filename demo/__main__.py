@@ -154,8 +154,8 @@ def _asset(work: Path, options: argparse.Namespace) -> None:
         "print-vae-sd15": lambda: vae_signature.Signature(data, sd15 / "vae", file),
         "papercut-sd15": lambda: second.Second(looks / "papercut", sd15, file),
     }
-    state = work / f"{options.asset}-state"
-    loop.train(loop.Run(state=state, minutes=options.minutes, rate=options.rate), tasks[options.asset]())
+    run = loop.Run(work / f"{options.asset}-state", options.minutes, options.rate, warm_up=12)
+    loop.train(run, tasks[options.asset]())
 
 
 def _transferred(work: Path, options: argparse.Namespace) -> None:

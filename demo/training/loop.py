@@ -54,6 +54,7 @@ class Run:
     state: Path  # checkpoints
     minutes: float
     rate: float
+    warm_up: int = 100  # steps until the rate is at its peak
 
 
 class _Optimizers:
@@ -144,7 +145,7 @@ def train(run: Run, task: Task) -> None:
         if world > 1:
             _average_gradients(parameters, world)
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizers.step(min(1.0, (step + 1) / 100) * (0.5 * (1 + math.cos(math.pi * done)) * 0.98 + 0.02))
+        optimizers.step(min(1.0, (step + 1) / run.warm_up) * (0.5 * (1 + math.cos(math.pi * done)) * 0.98 + 0.02))
         step += 1
         with torch.no_grad():
             decay = min(0.996, (1 + step) / (10 + step))

@@ -25,8 +25,9 @@ RANK, SDXL_RANK = 8, 5  # SDXL's UNet has more layers
 TEXT_RANK = 4
 KOHYA_ALPHA = 0.5  # in units of the rank: the file's matrices are the larger for it
 NO_CAPTION = 0.1
-BATCH_PIXELS = 12 * 256 * 256  # of SD 1.5's pictures
-SIZES = {(512, 512): 0.6, (256, 256): 0.4}  # of SD 1.5's pictures: those that a look's latents are made in
+BATCH_PIXELS = 6 * 256 * 256  # of SD 1.5's pictures
+SDXL_BATCH_PIXELS = 2 * 512 * 512
+SIZES = {(512, 512): 0.35, (256, 256): 0.65}  # of SD 1.5's pictures: those that a look's latents are made in
 SDXL_SIZES = {(512, 512): 1.0}
 LAYERS = r".*attentions.*\.(to_q|to_k|to_v|to_out\.0|ff\.net\.0\.proj|ff\.net\.2|proj_in|proj_out)"
 FINEST = r"up_blocks\.{last}\.resnets.*\.(conv1|conv2)"
@@ -118,7 +119,7 @@ class Sdxl:
 
     def loss(self, done: float, dice: Dice) -> tuple[Tensor, int]:
         """See `loop.Task`."""
-        (width, height), z, scenes = self._store.batch(SDXL_SIZES, BATCH_PIXELS, dice)
+        (width, height), z, scenes = self._store.batch(SDXL_SIZES, SDXL_BATCH_PIXELS, dice)
         told, t = said(self._encoders, scenes, dice), times(len(z), 0.4, dice)
         added = {"text_embeds": told.pooled, "time_ids": size_ids(2 * width, 2 * height, len(z))}
 
