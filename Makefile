@@ -7,7 +7,7 @@ export PROMPT OUT # the shell reads them as variables: any quote or backtick in 
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 
-.PHONY: help run serve test parity check format lint types proto proto-lint models bench clean
+.PHONY: help run serve test parity check format lint types proto proto-lint models bench soak clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t14
@@ -54,6 +54,9 @@ models: $(VENV)/all ## render model_repository from the default checkpoints
 
 bench: $(VENV)/all ## what a call costs outside its engines
 	@$(BIN)/python -m bench.overhead
+
+soak: $(VENV)/all ## 500 loads and unloads of variants under traffic: is every answer right, does nothing grow?
+	@$(BIN)/python -m bench.soak --cycles 500
 
 clean: ## remove the environment and everything generated
 	rm -rf $(VENV) out .cache build *.egg-info

@@ -4,6 +4,8 @@ The only file that knows every part; the parts do not know it.
 """
 
 import asyncio
+import hashlib
+import json
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -11,6 +13,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any, cast
 
 import grpc
@@ -18,6 +21,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from mediagen.v1 import asset_pb2_grpc, engine_pb2_grpc, image_pb2_grpc
 
 from server.admission import Admission
+from server.assets.opened import Looking, opened
+from server.builder.client import Builder, Command, EmbeddedBuilder
+from server.builder.inspection import inspect, kind, read_shapes
+from server.builder.shapes import Shapes
 from server.catalog import Catalog, read_catalog
 from server.engines import memory
 from server.engines.kept import KeptEngines
@@ -36,6 +43,7 @@ from server.rpc.interceptor import CallInterceptor
 from server.rpc.reflection import enable as enable_reflection
 from server.scheduler import ROW_SECONDS, StepScheduler
 from server.settings import EMBEDDED, NONE, Settings
+from server.variants import Variants
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +100,11 @@ async def service(settings: Settings) -> AsyncIterator[Ports]:
         json_socket = None if settings.http_address == NONE else _listen_http(settings.http_address)
         if json_socket is not None:
             stack.callback(json_socket.close)  # where the start fails
+        looking = _looking(read_shapes(settings.model_repository, [engine.card for engine in catalog.values()]))
+        own = settings.model_repository / "assets"
+        assets = await stack.enter_async_context(opened(settings.assets, settings.asset_disk, own, looking))
+        _make_folder(settings.variants)
+        builder = await stack.enter_async_context(_builder(settings))
         home = _HOMES.get(settings.triton, _remote)
         triton = await stack.enter_async_context(home(settings, specs))
         if not await triton.answers():
@@ -102,14 +115,16 @@ async def service(settings: Settings) -> AsyncIterator[Ports]:
         engines = OnDemandEngines(kept, sizes, settings.engine_memory)
         stack.push_async_callback(engines.close)
         await asyncio.gather(*map(engines.load, preload))
-        scheduler = StepScheduler(engines, _row_seconds(catalog, sizes).__getitem__)
+        scheduler = StepScheduler(engines, _row_seconds(catalog, sizes))
+        variants = Variants(engines, builder.ensure, settings.variants, scheduler.run_as)
+        stack.push_async_callback(variants.close)
         image_service = ImageService(
-            catalog, scheduler.run, Admission(settings.max_requests), prompt_filter, scheduler.meter.seconds
+            catalog, variants.held, Admission(settings.max_requests), prompt_filter, scheduler.meter.seconds
         )
         stack.callback(image_service.close)
         image_pb2_grpc.add_ImageServiceServicer_to_server(image_service, server)
         engine_pb2_grpc.add_EngineServiceServicer_to_server(EngineService(catalog, engines.conditions), server)
-        asset_pb2_grpc.add_AssetServiceServicer_to_server(AssetService(), server)
+        asset_pb2_grpc.add_AssetServiceServicer_to_server(AssetService(assets.library, assets.uploads), server)
         health_pb2_grpc.add_HealthServicer_to_server(status, server)
         enable_reflection((*SERVICES, health.SERVICE_NAME), server)
         await server.start()
@@ -122,6 +137,13 @@ async def service(settings: Settings) -> AsyncIterator[Ports]:
         watcher = asyncio.create_task(_watch_health(status, engines.healthy))
         stack.push_async_callback(_drain, status, watcher)
         yield Ports(port, None if json_socket is None else json_socket.getsockname()[1])
+
+
+def _looking(shapes: Shapes) -> Looking:
+    """What assets are for is told by the shapes of the engines' tensors."""
+    told = [(name, engine.family, sorted(engine.components.items())) for name, engine in sorted(shapes.items())]
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return Looking(lambda path, type: inspect(path, type, shapes), kind, digest)
 
 
 def _preload(settings: Settings, catalog: Catalog, sizes: Mapping[str, int]) -> Sequence[str]:
@@ -171,7 +193,7 @@ def _is_loopback(address: str) -> bool:
     return all(ip_address(where[0]).is_loopback for *_, where in found)
 
 
-def _row_seconds(catalog: Catalog, sizes: Mapping[str, int]) -> Mapping[str, float]:
+def _row_seconds(catalog: Catalog, sizes: Mapping[str, int]) -> Callable[[str], float]:
     """What each network may take for a row before it counts as hanging: more by a minute for each GiB of its engine.
 
     By the whole engine, since a decoder has few parameters and much to do: SDXL's 10 Tflop for 1024x1024, by torch's
@@ -181,7 +203,15 @@ def _row_seconds(catalog: Catalog, sizes: Mapping[str, int]) -> Mapping[str, flo
     for engine in catalog.values():
         memory_of_all = sum(sizes[spec.name] for spec in engine.specs)
         seconds |= {spec.name: ROW_SECONDS * (1 + memory_of_all / 2**30) for spec in engine.specs}
-    return seconds
+    return lambda network: seconds.get(network, max(seconds.values()))  # a graph that only variants have is not listed
+
+
+def _make_folder(variants: Path) -> None:
+    """Triton must find it at its start."""
+    try:
+        variants.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"MEDIAGEN_VARIANTS is {variants}, which cannot be made: {error.strerror}") from error
 
 
 def _listen(server: grpc.aio.Server, address: str) -> int:
@@ -206,7 +236,9 @@ async def _all(tasks: Sequence[Callable[[], Awaitable[None]]]) -> None:
 @asynccontextmanager
 async def _embedded(settings: Settings, specs: Sequence[Spec]) -> AsyncIterator[Engines]:
     """A Triton of our own, started, watched and stopped here."""
-    async with EmbeddedTriton(settings.model_repository, settings.cache / "triton") as triton:
+    async with EmbeddedTriton(
+        settings.model_repository, settings.cache / "triton", variants=settings.variants
+    ) as triton:
         yield TritonEngines(triton.address, specs)
 
 
@@ -222,6 +254,19 @@ async def _in_process(settings: Settings, specs: Sequence[Spec]) -> AsyncIterato
 async def _remote(settings: Settings, specs: Sequence[Spec]) -> AsyncIterator[Engines]:
     """A Triton that somebody else runs, over the same model repository."""
     yield TritonEngines(settings.triton, specs)
+
+
+@asynccontextmanager
+async def _builder(settings: Settings) -> AsyncIterator[Builder]:
+    """Who writes variants. It need not be there: only requests that want one need it, and they are told."""
+    async with AsyncExitStack() as stack:
+        address = settings.builder
+        if address == EMBEDDED:
+            command = Command(settings.model_repository, settings.assets, settings.variants, settings.variant_disk)
+            address = (await stack.enter_async_context(EmbeddedBuilder(command, settings.cache))).address
+        builder = Builder(address)
+        stack.push_async_callback(builder.close)
+        yield builder
 
 
 _Home = Callable[[Settings, Sequence[Spec]], AbstractAsyncContextManager[Engines]]

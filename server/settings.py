@@ -24,6 +24,11 @@ class Settings:
     preload: tuple[str, ...]  # names of engines that are loaded before the service says that it serves
     safety: tuple[str, ...]  # names of engines whose pictures the safety stage looks at
     prompt_filter: Path | None  # list of words that are not drawn; None: there is none
+    assets: Path  # folder of the asset library
+    asset_disk: int  # bytes that the assets of callers may take together
+    builder: str  # "embedded", or the host:port of one that runs elsewhere, on the same volumes
+    variants: Path  # folder of engines with other weights: the builder writes it, Triton and this service read it
+    variant_disk: int  # bytes that they may take there together; the least recently used makes room for the next
     cache: Path  # for compiled networks and Triton's working files
     max_requests: int  # admitted at the same time; more are refused with a retry hint
     grace_seconds: float  # that running requests get after SIGTERM
@@ -37,6 +42,7 @@ class SettingsError(ValueError):
 def read(environment: Mapping[str, str] = os.environ) -> Settings:
     """Raises `SettingsError`."""
     home = Path(__file__).resolve().parent.parent
+    cache = Path(environment.get("MEDIAGEN_CACHE", Path.home() / ".cache" / "mediagen"))
     return Settings(
         grpc_address=_address(environment, "MEDIAGEN_GRPC_ADDRESS", "127.0.0.1:50051"),
         http_address=_address(environment, "MEDIAGEN_HTTP_ADDRESS", "127.0.0.1:50080", NONE),
@@ -46,7 +52,12 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
         preload=_names(environment, "MEDIAGEN_PRELOAD"),
         safety=_names(environment, "MEDIAGEN_SAFETY"),
         prompt_filter=_file(environment, "MEDIAGEN_PROMPT_FILTER"),
-        cache=Path(environment.get("MEDIAGEN_CACHE", Path.home() / ".cache" / "mediagen")),
+        assets=Path(environment.get("MEDIAGEN_ASSETS", Path.home() / ".local" / "share" / "mediagen" / "assets")),
+        asset_disk=_bytes("MEDIAGEN_ASSET_DISK", environment.get("MEDIAGEN_ASSET_DISK", "100G")),
+        builder=_address(environment, "MEDIAGEN_BUILDER", EMBEDDED, EMBEDDED),
+        variants=Path(environment.get("MEDIAGEN_VARIANTS", cache / "variants")),
+        variant_disk=_bytes("MEDIAGEN_VARIANT_DISK", environment.get("MEDIAGEN_VARIANT_DISK", "20G")),
+        cache=cache,
         max_requests=_positive(environment, "MEDIAGEN_MAX_REQUESTS", 64),
         grace_seconds=_positive(environment, "MEDIAGEN_GRACE_SECONDS", 30),
         log_level=_log_level(environment),
@@ -83,7 +94,10 @@ def _positive(environment: Mapping[str, str], name: str, default: int) -> int:
 
 def _memory(environment: Mapping[str, str], name: str) -> int:
     """Bytes; by default half of what this machine, or its container, has: the rest is for the largest calls."""
-    value = environment.get(name, f"{_machine_memory() // 2}")
+    return _bytes(name, environment.get(name, f"{_machine_memory() // 2}"))
+
+
+def _bytes(name: str, value: str) -> int:
     parts = re.fullmatch(r"(\d+)([KMGT]?)", value)
     if parts is None or int(parts[1]) == 0:
         raise SettingsError(f"{name} is {value!r}; it must be a number of bytes above 0, such as 8G or 8589934592")

@@ -43,7 +43,11 @@ def test_every_variable_is_read() -> None:
             "MEDIAGEN_PRELOAD": "sd15, mine,sd15",
             "MEDIAGEN_SAFETY": "sdxl sd15",
             "MEDIAGEN_PROMPT_FILTER": "/words.txt",
+            "MEDIAGEN_BUILDER": "builder:8002",
+            "MEDIAGEN_VARIANT_DISK": "5G",
             "MEDIAGEN_CACHE": "/cache",
+            "MEDIAGEN_ASSETS": "/assets",
+            "MEDIAGEN_ASSET_DISK": "2T",
             "MEDIAGEN_MAX_REQUESTS": "3",
             "MEDIAGEN_GRACE_SECONDS": "4",
             "MEDIAGEN_LOG_LEVEL": "debug",
@@ -52,9 +56,13 @@ def test_every_variable_is_read() -> None:
     assert (settings.grpc_address, settings.triton, settings.log_level) == ("0.0.0.0:1", "triton:8001", "DEBUG")
     assert settings.http_address == "0.0.0.0:2"
     assert (settings.model_repository, settings.cache) == (Path("/models"), Path("/cache"))
+    assert (settings.assets, settings.asset_disk) == (Path("/assets"), 2 * 2**40)
     assert (settings.safety, settings.prompt_filter) == (("sdxl", "sd15"), Path("/words.txt"))
     assert (settings.engine_memory, settings.preload) == (3 * 2**30, ("sd15", "mine"))
     assert (settings.max_requests, settings.grace_seconds) == (3, 4)
+    assert (settings.builder, settings.variant_disk) == ("builder:8002", 5 * 2**30)
+    assert settings.variants == Path("/cache/variants")
+    assert read({"MEDIAGEN_VARIANTS": "/variants"}).variants == Path("/variants")
 
 
 @pytest.mark.parametrize(
@@ -64,9 +72,12 @@ def test_every_variable_is_read() -> None:
         ("MEDIAGEN_GRPC_ADDRESS", "host:65536"),
         ("MEDIAGEN_HTTP_ADDRESS", "off"),
         ("MEDIAGEN_TRITON", "yes"),
+        ("MEDIAGEN_BUILDER", "none"),
+        ("MEDIAGEN_VARIANT_DISK", "all"),
         ("MEDIAGEN_ENGINE_MEMORY", "half"),
         ("MEDIAGEN_ENGINE_MEMORY", "0G"),
         ("MEDIAGEN_ENGINE_MEMORY", "1.5G"),
+        ("MEDIAGEN_ASSET_DISK", "much"),
         ("MEDIAGEN_MAX_REQUESTS", "-1"),
         ("MEDIAGEN_GRACE_SECONDS", "soon"),
         ("MEDIAGEN_LOG_LEVEL", "loud"),

@@ -4,7 +4,7 @@ Details follow google.rpc: BadRequest for what the caller must change, RetryInfo
 ErrorInfo with a stable reason for programs. A fault that is not in the table is INTERNAL, and a bug.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import grpc
@@ -13,6 +13,8 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from server.admission import Overloaded
+from server.assets import faults as assets
+from server.builder import faults as builder
 from server.engines.port import EngineNoRoom, EngineOverloaded, EngineTimeout, EngineUnavailable
 from server.prompt_filter import REFUSAL, PromptBlocked
 from server.rpc.shortening import cut, fitted, sent_bytes, summed_up
@@ -23,6 +25,22 @@ DOMAIN = "mediagen"
 # and the details are in base64: 600 + (600 + 3600 + 200) * 4 / 3 bytes, beside a request id of up to 128.
 MESSAGE_BYTES = 600  # as sent
 VIOLATIONS_BYTES = 3600
+
+
+_Told = tuple[grpc.StatusCode, int, str]
+ASSET_FAULTS: Mapping[type[assets.AssetFault], _Told] = {
+    assets.NoSuchAsset: (grpc.StatusCode.NOT_FOUND, 404, "NO_SUCH_ASSET"),
+    assets.NameTaken: (grpc.StatusCode.ALREADY_EXISTS, 409, "NAME_TAKEN"),
+    assets.NotOwner: (grpc.StatusCode.PERMISSION_DENIED, 403, "NOT_OWNER"),
+    assets.LibraryFull: (grpc.StatusCode.RESOURCE_EXHAUSTED, 507, "LIBRARY_FULL"),
+    assets.UploadRunning: (grpc.StatusCode.ABORTED, 409, "UPLOAD_RUNNING"),
+    assets.NotUploading: (grpc.StatusCode.FAILED_PRECONDITION, 409, "NOT_UPLOADING"),
+    assets.WrongOffset: (grpc.StatusCode.OUT_OF_RANGE, 416, "WRONG_OFFSET"),
+    assets.Incomplete: (grpc.StatusCode.FAILED_PRECONDITION, 409, "INCOMPLETE"),
+    assets.Stalled: (grpc.StatusCode.DEADLINE_EXCEEDED, 408, "STALLED"),
+    assets.BadUpload: (grpc.StatusCode.INVALID_ARGUMENT, 400, "BAD_UPLOAD"),
+    assets.Rejected: (grpc.StatusCode.INVALID_ARGUMENT, 400, "ASSET_REJECTED"),
+}
 
 
 class NotBuilt(Exception):
@@ -78,6 +96,22 @@ def _fault_of(error: Exception) -> Fault | None:
             return Fault(grpc.StatusCode.DEADLINE_EXCEEDED, 504, "ENGINE_TIMEOUT", str(error))
         case TimeoutError():
             return Fault(grpc.StatusCode.DEADLINE_EXCEEDED, 504, "DEADLINE_EXCEEDED", "the call's deadline has passed")
+        case builder.PartMissing():
+            return Fault(grpc.StatusCode.NOT_FOUND, 404, "ASSET_GONE", str(error))
+        case builder.PartUnfit():
+            return Fault(grpc.StatusCode.INVALID_ARGUMENT, 422, "ASSET_UNFIT", str(error))
+        case builder.NoDisk():
+            details = (_retry(error.retry_seconds),)
+            return Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, 507, "VARIANT_DISK", str(error), details)
+        case builder.BuilderAway():
+            details = (_retry(error.retry_seconds),)
+            return Fault(grpc.StatusCode.UNAVAILABLE, 503, "BUILDER_UNAVAILABLE", str(error), details)
+        case builder.BuildFailed():
+            return Fault(grpc.StatusCode.INTERNAL, 500, "BUILD_FAILED", str(error))
+        case assets.AssetFault():
+            code, http, reason = ASSET_FAULTS[type(error)]
+            later = (_retry(1.0),) if code is grpc.StatusCode.ABORTED else ()
+            return Fault(code, http, reason, str(error), later)
         case NotBuilt():
             return Fault(grpc.StatusCode.UNIMPLEMENTED, 501, "NOT_BUILT", str(error))
         case _:
