@@ -33,6 +33,7 @@ from server.engines.port import Engines, EngineUnavailable, Spec
 from server.engines.supervisor import EmbeddedTriton
 from server.engines.triton import TritonEngines
 from server.http.app import application
+from server.http.assets import AssetRoutes
 from server.http.facade import Facade
 from server.http.listener import Listener, listen
 from server.prompt_filter import nothing_blocked, read_word_list
@@ -131,7 +132,9 @@ async def service(settings: Settings) -> AsyncIterator[Ports]:
         drains: list[Callable[[], Awaitable[None]]] = [partial(server.stop, settings.grace_seconds)]
         if json_socket is not None:
             facade = Facade(image_service, catalog.keys(), partial(_serves, status))
-            listener = Listener(application(facade), json_socket, settings.grace_seconds)
+            listener = Listener(
+                application(facade, AssetRoutes(assets.library, assets.uploads)), json_socket, settings.grace_seconds
+            )
             drains += [facade.close, listener.stop]
         stack.push_async_callback(_all, drains)
         watcher = asyncio.create_task(_watch_health(status, engines.healthy))

@@ -4,6 +4,7 @@ import json
 import uuid
 from dataclasses import replace
 from functools import partial
+from typing import Protocol
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import RedirectResponse
@@ -15,9 +16,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.http import document
 from server.http.facade import JOB, Facade, Route, response
 from server.http.models import ImageGenerationResponse, Poll
-from server.http.replies import Answer, of_message
+from server.http.replies import Answer, of_message, of_places
 from server.http.translate import Demands
-from server.rpc.interceptor import request_id
+from server.rpc.interceptor import TENANT, request_id, set_tenant
+from server.violations import InvalidRequest
 
 _CONTROL = Demands(required=frozenset({"controlnet", "controlnet_image"}))
 _IP_ADAPTER = Demands(required=frozenset({"ip_adapter_image"}), refused=frozenset({"controlnet", "controlnet_image"}))
@@ -33,7 +35,7 @@ ROUTES = (
 
 
 class Named:
-    """Around every request: its id."""
+    """Around every request: its id, and whose it is."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -47,11 +49,23 @@ class Named:
                 MutableHeaders(scope=message)["x-request-id"] = request_id.get()
             await send(message)
 
+        try:
+            set_tenant(Request(scope).headers.get(TENANT))
+        except InvalidRequest as invalid:
+            await response(of_places("header", invalid.violations))(scope, receive, named)
+            return
         await self._app(scope, receive, named)
 
 
-def application(facade: Facade) -> ASGIApp:
-    """Everything that is served, in the facade's name."""
+class Others(Protocol):
+    """Routes beside those of the pictures."""
+
+    def add(self, app: FastAPI) -> None:
+        """With what the document says of them."""
+
+
+def application(facade: Facade, *others: Others) -> ASGIApp:
+    """Everything that is served: the facade's, and what others add."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     for route in ROUTES:
         app.add_api_route(
@@ -91,6 +105,8 @@ def application(facade: Facade) -> ASGIApp:
         summary="Whether it serves",
         responses=document.HEALTH,
     )
+    for other in others:
+        other.add(app)
     content = json.dumps(document.document(app)).encode()
 
     async def openapi() -> Response:

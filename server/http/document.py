@@ -48,6 +48,27 @@ def _failure(status: int) -> dict[str, Any]:
     return {"model": Failure, "description": _FAILURES[status], **headers}
 
 
+_OF_ASSETS: dict[int, str] = {
+    400: "The bytes are not those that were described.",
+    403: "The asset is another's.",
+    404: "No such asset, or none that the caller may use.",
+    408: "The bytes stopped coming; go on from `received_bytes`.",
+    409: "The name is taken, or the asset's state is not one for this.",
+    411: "Nobody has said how long the file is.",
+    416: "The bytes would not follow those that are here; go on from `received_bytes`.",
+    507: "No room on the disk, or in what assets may take of it.",
+}
+
+
+def failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Of a route of the asset library, beside those that every route has."""
+    told: dict[int | str, dict[str, Any]] = {
+        status: {"model": Failure, "description": _OF_ASSETS[status]} for status in statuses
+    }
+    wrong = {"model": HTTPValidationError, "description": "Everything that is wrong with the body, query or headers."}
+    return {422: wrong, 500: _failure(500), **told}
+
+
 RESPONSES: dict[int | str, dict[str, Any]] = {
     202: {"model": Submitted, "description": "With `X-OctoAI-Async: 1`: taken; ask `poll_url` how it is."},
     422: {"model": HTTPValidationError, "description": "Everything that is wrong with the body."},

@@ -53,7 +53,7 @@ class Route:
     demands: Demands = NO_DEMANDS
 
 
-def _answered(endpoint: Callable[Asked, Awaitable[Response]]) -> Callable[Asked, Awaitable[Response]]:
+def answered(endpoint: Callable[Asked, Awaitable[Response]]) -> Callable[Asked, Awaitable[Response]]:
     """The one place where an error becomes a reply."""
 
     @wraps(endpoint)
@@ -78,7 +78,7 @@ class Facade:
         self._room = Room()
         self._jobs = Jobs()
 
-    @_answered
+    @answered
     async def generate(self, route: Route, request: Request) -> Response:
         if route.engine not in self._engines:
             message = f"this deployment has no engine {route.engine}; it has {', '.join(sorted(self._engines))}"
@@ -129,21 +129,21 @@ class Facade:
             raise Refused(of_message(404, message, "NO_SUCH_REQUEST"))
         return job
 
-    @_answered
+    @answered
     async def poll(self, request: Request, response_id: str) -> Response:
         return response(_told(request, self._job(response_id), 200))
 
-    @_answered
+    @answered
     async def fetch(self, request: Request, response_id: str) -> Response:
         job = self._job(response_id)
         return response(_told(request, job, 202) if job.answer is None else job.answer)
 
-    @_answered
+    @answered
     async def delete(self, response_id: str) -> Response:
         await self._jobs.delete(self._job(response_id))
         return Response(status_code=204)
 
-    @_answered
+    @answered
     async def health(self) -> Response:
         serving = await self._serving()
         return response(of_json(200 if serving else 503, {"status": "serving" if serving else "not serving"}))

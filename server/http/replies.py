@@ -78,6 +78,12 @@ def of_wrongs(wrongs: Sequence[Wrong]) -> Answer:
     return of_json(UNPROCESSABLE, {"detail": detail})
 
 
+def of_places(place: str, violations: Iterable[Violation]) -> Answer:
+    """422 for what is wrong outside of a body: in the "query", in a "header"."""
+    detail = [{"loc": [place, v.field], "msg": v.description, "type": "value_error"} for v in violations]
+    return of_json(UNPROCESSABLE, {"detail": detail})
+
+
 def of_error(error: Exception) -> Answer:
     """By the table of faults; what is not in it is a bug of ours and is logged."""
     if isinstance(error, InvalidRequest):

@@ -49,7 +49,7 @@ def translate(body: bytes | bytearray, engine: str, demands: Demands) -> Transla
     try:
         model = ImageGenerationRequest.model_validate(values)
     except ValidationError as error:
-        wrongs += map(_wrong, error.errors(include_url=False, include_context=False))
+        wrongs += map(wrong_of, error.errors(include_url=False, include_context=False))
         bad = {wrong.where[0] for wrong in wrongs}
         model = ImageGenerationRequest.model_validate({key: value for key, value in values.items() if key not in bad})
     message = _message(model, engine)
@@ -57,7 +57,7 @@ def translate(body: bytes | bytearray, engine: str, demands: Demands) -> Transla
     return Translated(message, wrongs)
 
 
-def _wrong(error: ErrorDetails) -> Wrong:
+def wrong_of(error: ErrorDetails) -> Wrong:
     where = error["loc"]  # the caller's own keys: whatever may stand there
     if where[0] == "seed" and len(where) > 1 and where[1] in SEED_KINDS:
         where = (where[0], *where[2:])
