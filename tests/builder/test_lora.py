@@ -101,14 +101,14 @@ def kohya(card: str, seed: int = 17, original: bool = False) -> File:
         prefixes["text_encoder"] = "lora_te1_"
     names = original_unet(engine(card).components["unet"])
     for component in components(card):
-        for index, (base, down, up) in enumerate(pairs(card, component, seed)):
+        for base, down, up in pairs(card, component, seed):
             if base == "text_projection":
                 continue
             module = names[f"{base}.weight"].removesuffix(".weight") if original and component == "unet" else base
             module = module if component == "unet" else f"text_model.{module}"
             name = prefixes[component] + module.replace(".", "_")
             made[f"{name}.lora_down.weight"], made[f"{name}.lora_up.weight"] = down, up
-            made[f"{name}.alpha"] = np.array(1 + index % 3, np.float32)
+            made[f"{name}.alpha"] = np.array(2, np.float32)
     return made
 
 
@@ -155,8 +155,11 @@ def expect_equal(made: dict[str, dict[str, Array]], wanted: dict[str, dict[str, 
     assert moved > 50
 
 
-@pytest.mark.parametrize("layout", [peft, diffusers_old, diffusers_newer, kohya, kohya_original])
-@pytest.mark.parametrize("weight", [0.8, -0.6])
+@pytest.mark.parametrize(
+    ("layout", "weight"),
+    [(peft, 0.8), (diffusers_old, 1.0), (diffusers_newer, -0.3), (kohya, -0.6), (kohya_original, 0.7)],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
 def test_a_lora_s_weights_are_diffusers_own(tmp_path: Path, card: str, layout: Any, weight: float) -> None:
     file = saved(layout(card), tmp_path / "lora.safetensors")
 
@@ -167,6 +170,24 @@ def test_two_loras_of_two_formats_add_up_as_diffusers_adds_them(tmp_path: Path, 
     files = {saved(peft(card), tmp_path / "a.safetensors"): 0.7, saved(kohya(card), tmp_path / "b.safetensors"): -0.4}
 
     expect_equal(merged(tmp_path, card, files), fused(card, files), card)
+
+
+def test_each_module_has_an_alpha_of_its_own(tmp_path: Path) -> None:
+    """Against the same change written without any: diffusers takes the commonest alpha for all attention."""
+    own, folded = kohya("sd15"), kohya("sd15")
+    for index, name in enumerate(name for name in list(own) if name.endswith(".alpha")):
+        own[name] = np.array(1 + index % 5, np.float32)
+        folded[name] = np.array(RANK, np.float32)
+        folded[name.replace(".alpha", ".lora_up.weight")] = folded[
+            name.replace(".alpha", ".lora_up.weight")
+        ] * np.float32((1 + index % 5) / RANK)
+
+    first, second = (
+        weights(variant(tmp_path, "sd15_unet", Source("lora", saved(file, tmp_path / f"{name}.safetensors"))))
+        for name, file in (("own", own), ("folded", folded))
+    )
+
+    assert all(steps_apart(first[name], second[name]) <= 1 for name in first)
 
 
 def test_peft_s_own_settings_in_a_file_scale_it_as_in_diffusers(tmp_path: Path) -> None:
@@ -218,7 +239,8 @@ def lycoris(base: str) -> dict[str, tuple[File, torch.Tensor]]:
     made = {
         "loha": (loha | alpha, hadamard * (2 / r)),
         "lokr, both whole": (whole | alpha, kron(whole["lokr_w1"], whole["lokr_w2"])),
-        "lokr, second of low rank": ({"lokr_w1": whole["lokr_w1"]} | second | alpha,
+        "lokr, second of low rank": (
+            {"lokr_w1": whole["lokr_w1"]} | second | alpha,
             kron(whole["lokr_w1"], w2) * (2 / r),
         ),
         "lokr, both of low rank": (small | second | alpha, kron(w1, w2) * (2 / r)),

@@ -1,0 +1,201 @@
+"""The builder as a process: what it builds once, what it keeps, what it says, and how it ends and comes back."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytest_asyncio
+from safetensors.numpy import save_file
+
+from bench.loras import lora
+from server.adapters.weights import Part, Variant
+from server.assets.asset import blob
+from server.builder.client import Builder, Command, EmbeddedBuilder
+from server.builder.faults import BuilderAway, NoDisk, PartMissing, PartUnfit
+from server.catalog import read_catalog
+
+ROOT = Path(__file__).resolve().parents[2]
+REPOSITORY = ROOT / "model_repository"
+SPEC = next(spec for spec in read_catalog(REPOSITORY)["sd15"].specs if spec.name == "sd15_text_encoder")
+
+
+class Process:
+    """A builder over folders of its own, and who asks it."""
+
+    def __init__(self, folder: Path, disk: int = 2**30) -> None:
+        self.assets, self.variants, self.cache = folder / "assets", folder / "variants", folder / "cache"
+        self.command = Command(REPOSITORY, self.assets, self.variants, disk)
+
+    async def __aenter__(self) -> "Process":
+        self.embedded = await EmbeddedBuilder(self.command, self.cache).__aenter__()
+        self.builder = Builder(self.embedded.address)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.builder.close()
+        await self.embedded.__aexit__(None, None, None)
+
+    def variant(self, *seeds: int) -> Variant:
+        """With LoRAs over the text encoder."""
+        return Variant(SPEC, tuple(lora(REPOSITORY, self.assets, "sd15", "text_encoder", seed) for seed in seeds))
+
+    def files(self) -> set[str]:
+        """In the variants' folder, the builder's own lock apart."""
+        return {path.name for path in self.variants.iterdir()} - {".lock"}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def process(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Process]:
+    """For tests that leave it as it was."""
+    async with Process(tmp_path_factory.mktemp("builder")) as process:
+        yield process
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_variant_is_built_once_however_many_ask_and_then_lies_on_disk(process: Process) -> None:
+    variant = process.variant(1)
+    found = await asyncio.gather(*(process.builder.ensure(variant, ()) for _ in range(5)))
+    assert len({id(one) for one in found}) == 5
+    assert len({one.seconds for one in found}) == 1  # one build's
+    assert all(one.built for one in found)
+    again = await process.builder.ensure(variant, ())
+    assert (again.built, again.seconds) == (False, 0)
+    assert (process.variants / variant.spec.name / "1" / "model.onnx").is_file()
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_part_that_was_deleted_meanwhile_is_named_and_leaves_nothing(process: Process) -> None:
+    before = process.files()
+    variant = process.variant(2)
+    blob(process.assets, variant.parts[0].sha256).unlink()
+    with pytest.raises(PartMissing, match=f"lora {variant.parts[0].sha256[:16]}.* deleted"):
+        await process.builder.ensure(variant, ())
+    assert process.files() == before
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_part_that_does_not_fit_is_refused_and_leaves_nothing(process: Process) -> None:
+    before = process.files()
+    digest = "ab" * 32
+    path = blob(process.assets, digest)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"text_encoder.nowhere.lora_A.weight": np.zeros((1, 2), np.float32)}, path)
+    with pytest.raises(PartUnfit, match="lora abab"):
+        await process.builder.ensure(Variant(SPEC, (Part("lora", digest, frozenset({"text_encoder"})),)), ())
+    assert process.files() == before
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("name", ["../x", "/tmp/x", "", ".hidden", "a/b", "sd15_text_encoder\n"])
+async def test_a_name_is_never_a_path(process: Process, name: str) -> None:
+    before = process.files()
+    with pytest.raises(PartUnfit, match="no name of an engine"):
+        await process.builder.ensure(replace(process.variant(1), graph=replace(SPEC, name=name)), ())
+    with pytest.raises(PartUnfit, match="is none"):
+        await process.builder.ensure(Variant(SPEC, (Part("lora", f"../{name}", frozenset({"text_encoder"})),)), ())
+    assert process.files() == before
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_killed_in_the_middle_it_fails_the_call_with_its_type_and_serves_the_next_one(process: Process) -> None:
+    await process.builder.ensure(process.variant(1), ())
+    before = process.files()
+    parts = process.variant(*range(10, 26)).parts  # takes a while
+    variant = Variant(SPEC, parts)
+    call = asyncio.create_task(process.builder.ensure(variant, ()))
+    await until(lambda: any(name.startswith(".building-") for name in process.files()))
+    pid = process.embedded.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(BuilderAway, match="the builder ended or hangs") as raised:
+        await call
+    assert raised.value.retry_seconds > 0
+    assert (await process.builder.ensure(variant, ())).built
+    assert process.embedded.pid != pid
+    assert process.files() == {*before, variant.spec.name}
+
+
+async def test_a_restart_finds_what_is_on_disk_unless_the_engine_was_exported_again(tmp_path: Path) -> None:
+    async with Process(tmp_path) as process:
+        variant = process.variant(1)
+        assert (await process.builder.ensure(variant, ())).built
+    async with Process(tmp_path) as process:
+        assert not (await process.builder.ensure(variant, ())).built
+        manifest = process.variants / variant.spec.name / "variant.json"
+        manifest.write_text(manifest.read_text().replace('"base": "', '"base": "0'))
+        assert (await process.builder.ensure(variant, ())).built
+        assert not (await process.builder.ensure(variant, ())).built
+
+
+async def test_the_least_recently_used_makes_room_on_disk_and_what_is_needed_stays(tmp_path: Path) -> None:
+    async with Process(tmp_path) as process:
+        variants = [process.variant(seed) for seed in range(4)]
+        names = [variant.spec.name for variant in variants]
+        await process.builder.ensure(variants[0], ())
+        size = sum(
+            path.stat().st_size for path in (process.variants / names[0]).rglob("*") if path.stat().st_nlink == 1
+        )
+    process.command = replace(process.command, disk=int(size * 2.5))
+    async with process:
+        for variant in (variants[1], variants[0], variants[2]):
+            await process.builder.ensure(variant, ())
+        assert process.files() == {names[0], names[2]}
+        await process.builder.ensure(variants[3], (names[0],))
+        assert process.files() == {names[0], names[3]}
+        with pytest.raises(NoDisk, match="MEDIAGEN_VARIANT_DISK"):
+            await process.builder.ensure(variants[1], (names[0], names[3]))
+        assert process.files() == {names[0], names[3]}
+
+
+async def test_two_builders_never_write_into_one_folder(tmp_path: Path) -> None:
+    async with Process(tmp_path) as process:
+        await process.builder.ensure(process.variant(1), ())
+        command = (sys.executable, *process.command.arguments(f"unix:{tmp_path}/other.socket"))
+        environment = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'client'}"}
+        done = await asyncio.to_thread(
+            subprocess.run, command, env=environment, capture_output=True, text=True, timeout=30, check=False
+        )
+        assert done.returncode == 1
+        assert "another builder writes into" in done.stderr
+        assert "MEDIAGEN_VARIANTS" in done.stderr
+
+
+async def test_it_ends_with_its_gateway_however_that_ends(tmp_path: Path) -> None:
+    """A gateway that is killed runs no code of its own any more."""
+    program = (
+        "import asyncio, sys\nfrom pathlib import Path\nfrom server.builder.client import *\n"
+        "async def main():\n"
+        "    command = Command(*map(Path, sys.argv[1:4]), 10**9)\n"
+        "    async with EmbeddedBuilder(command, Path(sys.argv[4])) as embedded:\n"
+        "        await Builder(embedded.address)._channel.channel_ready()\n"
+        "        print(embedded.pid, flush=True)\n"
+        "        await asyncio.sleep(60)\n"
+        "asyncio.run(main())\n"
+    )
+    folders = [str(tmp_path / name) for name in ("assets", "variants", "cache")]
+    gateway = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", program, str(REPOSITORY), *folders),
+        env={"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'client'}"},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert gateway.stdout is not None
+    pid = int(await asyncio.wait_for(gateway.stdout.readline(), 30))
+    gateway.kill()
+    await gateway.wait()
+    await until(lambda: not Path(f"/proc/{pid}/exe").exists())
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """What happens in another process, which tells nobody."""
+    end = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.002)
