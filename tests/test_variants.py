@@ -1,0 +1,226 @@
+"""Who holds variants has them loaded; many share one build and one load; who gives up leaves it to the others."""
+
+import asyncio
+from collections.abc import AsyncIterator, Collection
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import HANG_SECONDS
+from engines.fake import FakeEngines
+
+from server.adapters.weights import Part, Variant
+from server.builder.client import Built
+from server.builder.faults import BuilderAway
+from server.engines import on_demand
+from server.engines.on_demand import OnDemandEngines
+from server.engines.port import Array, EngineNoRoom, EngineUnavailable, Port, Spec, Tensors
+from server.scheduler import StepScheduler
+from server.variants import Variants, pristine
+
+PLAIN = Spec("plain", (Port("x", "float32", ("rows",)),), (Port("y", "float32", ("rows",)),), 4)
+ONE, TWO, THREE = (Variant(PLAIN, (Part("lora", digit * 64, frozenset({"unet"})),)) for digit in "123")
+INPUTS = {"x": np.ones(1, np.float32)}
+
+
+@dataclass
+class Shop:
+    """Variants over fakes of what is asked, the plain engine included; a variant multiplies by its own number."""
+
+    engines: FakeEngines
+    home: OnDemandEngines
+    scheduler: StepScheduler
+    variants: Variants
+    builds: list[tuple[str, Collection[str]]] = field(default_factory=list)
+    may_build: asyncio.Event = field(default_factory=asyncio.Event)
+    faults: list[Exception] = field(default_factory=list)
+    on_disk: set[str] = field(default_factory=set)
+
+    async def ensure(self, variant: Variant, keep: Collection[str]) -> Built:
+        self.builds.append((variant.spec.name, keep))
+        await self.may_build.wait()
+        if self.faults:
+            raise self.faults.pop(0)
+        built = variant.spec.name not in self.on_disk
+        self.on_disk.add(variant.spec.name)
+        return Built(built, 0.5 if built else 0.0)
+
+    async def draw(self, variant: Variant) -> float:
+        async with self.variants.held({PLAIN.name: variant}) as held:
+            return float((await held.run(PLAIN, INPUTS))["y"][0])
+
+
+def times(factor: int) -> Any:
+    def compute(inputs: Tensors) -> dict[str, Array]:
+        return {"y": inputs["x"] * np.float32(factor)}
+
+    return compute
+
+
+@pytest.fixture
+async def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Shop]:
+    """Room for two networks; each idle at once."""
+    monkeypatch.setattr(on_demand, "_LINGER_SECONDS", 0.0)
+    monkeypatch.setattr(on_demand, "_LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(on_demand, "estimate", lambda repository, engine: 10)
+    answers = {variant.spec.name: times(number) for number, variant in ((2, ONE), (3, TWO), (4, THREE))}
+    engines = FakeEngines([PLAIN], {PLAIN.name: times(1), **answers})
+    home = OnDemandEngines(engines, {PLAIN.name: 10}, budget=20)
+    scheduler = StepScheduler(home)
+    shop: Shop
+    variants = Variants(home, lambda variant, keep: shop.ensure(variant, keep), tmp_path, scheduler.run_as)
+    shop = Shop(engines, home, scheduler, variants)
+    shop.may_build.set()
+    yield shop
+    await variants.close()
+    await home.close()
+
+
+async def test_a_request_without_variants_runs_the_plain_network(shop: Shop) -> None:
+    async with shop.variants.held({}) as held:
+        assert (await held.run(PLAIN, INPUTS))["y"] == 1
+        assert held.made == ()
+    assert shop.builds == []
+
+
+async def test_a_variant_is_built_then_on_disk_then_in_memory_as_it_is_told(shop: Shop) -> None:
+    sources = []
+    for variant in (ONE, ONE, TWO, THREE, ONE):
+        async with shop.variants.held({PLAIN.name: variant}) as held:
+            (made,) = held.made
+            await held.run(PLAIN, INPUTS)
+        sources.append(made.source)
+        assert (made.model, made.graph) == (variant.spec.name, PLAIN.name)
+        assert (made.build_seconds > 0) == (made.source == "built")
+        assert (made.load_seconds > 0) == (made.source != "memory")
+    assert sources == ["built", "memory", "built", "built", "disk"]
+
+
+async def test_one_then_another_then_the_first_and_none_are_never_mixed_up(shop: Shop) -> None:
+    assert [await shop.draw(variant) for variant in (ONE, TWO, ONE, THREE, TWO)] == [2, 3, 2, 4, 3]
+    assert (await shop.scheduler.run(PLAIN, INPUTS))["y"] == 1
+
+
+async def test_first_requests_at_the_same_time_share_one_build_and_one_load(shop: Shop) -> None:
+    shop.may_build.clear()
+    draws = [asyncio.create_task(shop.draw(ONE)) for _ in range(5)]
+    await asyncio.sleep(0.01)
+    shop.may_build.set()
+    assert await asyncio.gather(*draws) == [2] * 5
+    assert len(shop.builds) == 1
+
+
+async def test_who_gives_up_leaves_the_build_to_the_others_and_to_the_next(shop: Shop) -> None:
+    shop.may_build.clear()
+    first, second = (asyncio.create_task(shop.draw(ONE)) for _ in range(2))
+    await asyncio.sleep(0.01)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    shop.may_build.set()
+    assert await second == 2
+    shop.may_build.clear()
+    alone = asyncio.create_task(shop.draw(TWO))
+    await asyncio.sleep(0.01)
+    alone.cancel()
+    await asyncio.gather(alone, return_exceptions=True)
+    shop.may_build.set()
+    async with asyncio.timeout(HANG_SECONDS), shop.variants.held({PLAIN.name: TWO}) as held:
+        assert held.made[0].source == "built"
+    assert [name for name, _ in shop.builds] == [ONE.spec.name, TWO.spec.name]
+
+
+async def test_others_go_on_while_one_is_built(shop: Shop) -> None:
+    await shop.draw(ONE)
+    shop.may_build.clear()
+    cold = asyncio.create_task(shop.draw(TWO))
+    async with asyncio.timeout(HANG_SECONDS):
+        for _ in range(20):
+            assert await shop.draw(ONE) == 2
+            assert (await shop.scheduler.run(PLAIN, INPUTS))["y"] == 1
+        assert not cold.done()
+        shop.may_build.set()
+        assert await cold == 3
+
+
+async def test_what_is_held_stays_in_memory_and_is_named_to_the_builder(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_demand, "_ROOM_SECONDS", 0.05)
+    async with shop.variants.held({PLAIN.name: ONE}) as held:
+        async with shop.variants.held({PLAIN.name: TWO}):
+            assert set(shop.builds[-1][1]) == {ONE.spec.name, TWO.spec.name}
+            with pytest.raises(EngineNoRoom):
+                await shop.draw(THREE)
+            with pytest.raises(EngineNoRoom):
+                await shop.scheduler.run(PLAIN, INPUTS)
+        assert await shop.draw(THREE) == 4
+        assert (await held.run(PLAIN, INPUTS))["y"] == 2
+        assert shop.home.is_loaded(ONE.spec.name)
+    assert await shop.draw(TWO) == 3
+    assert TWO.spec.name in shop.home.added
+    assert len(shop.home.added) <= 2
+
+
+async def test_a_fault_of_the_build_is_everybodys_who_waits_and_the_next_request_works(shop: Shop) -> None:
+    shop.may_build.clear()
+    draws = [asyncio.create_task(shop.draw(ONE)) for _ in range(3)]
+    await asyncio.sleep(0.01)
+    shop.faults.append(BuilderAway("it was killed"))
+    shop.may_build.set()
+    found = await asyncio.gather(*draws, return_exceptions=True)
+    assert [type(one) for one in found] == [BuilderAway] * 3
+    assert await shop.draw(ONE) == 2
+
+
+async def test_several_variants_are_held_together_or_none_is(shop: Shop) -> None:
+    other = replace(PLAIN, name="other")
+    broken = Variant(other, ONE.parts)
+    shop.engines._compute = {**shop.engines._compute, broken.spec.name: times(7)}
+    async with shop.variants.held({PLAIN.name: ONE, other.name: broken}) as held:
+        assert (await held.run(PLAIN, INPUTS))["y"] == 2
+        assert (await held.run(other, INPUTS))["y"] == 7
+    shop.faults.append(BuilderAway("it was killed"))
+    with pytest.raises(BuilderAway):
+        async with shop.variants.held({PLAIN.name: TWO, other.name: replace(broken, parts=TWO.parts)}):
+            pytest.fail("nothing is held")
+    async with asyncio.timeout(HANG_SECONDS):
+        while shop.variants._making:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    assert not shop.home._uses
+
+
+async def test_nothing_is_kept_of_a_thousand_variants_that_came_and_went(shop: Shop) -> None:
+    for number in range(1000):
+        variant = Variant(PLAIN, (replace(ONE.parts[0], weight=number / 7),))
+        shop.engines._compute = {variant.spec.name: times(number)}
+        assert await shop.draw(variant) == number
+    assert len(shop.home.added) <= 2
+    for what in (shop.home._memory, shop.engines._states, shop.scheduler.meter._means):
+        assert len(what) <= 3
+    for what in (shop.home._uses, shop.home._failures, shop.scheduler._lanes, shop.variants._making):
+        assert len(what) == 0
+
+
+async def test_a_variant_that_cannot_be_loaded_is_told_so_and_harms_no_other(shop: Shop) -> None:
+    async def load(engine: str) -> None:
+        if engine == ONE.spec.name:
+            raise EngineUnavailable("it computes wrongly")
+        await FakeEngines.load(shop.engines, engine)
+
+    shop.engines.load = load  # type: ignore[method-assign]
+    with pytest.raises(EngineUnavailable, match=r"--.* cannot be loaded: it computes wrongly"):
+        await shop.draw(ONE)
+    assert await shop.draw(TWO) == 3
+
+
+async def test_without_a_builder_a_variant_is_refused_and_the_rest_runs() -> None:
+    async def run(spec: Spec, inputs: Tensors) -> Tensors:
+        return {"y": inputs["x"]}
+
+    async with pristine(run)({}) as held:
+        assert (await held.run(PLAIN, INPUTS))["y"] == 1
+    with pytest.raises(BuilderAway, match="variants of plain"):
+        async with pristine(run)({PLAIN.name: ONE}):
+            pytest.fail("nothing is held")
