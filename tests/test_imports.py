@@ -17,14 +17,16 @@ ARROWS: Mapping[str, frozenset[str]] = {
     for unit, needs in {
         "server.__main__": "server.app server.engines server.settings",
         "server.settings": "",
-        "server.rpc": "server.admission server.assets server.canvas server.catalog server.engines server.explain server.families "
-        "server.pipeline server.plan server.prompt_filter server.prompts server.request server.safety "
-        "server.violations",
+        "server.rpc": "server.adapters server.admission server.assets server.builder server.canvas server.catalog "
+        "server.engines server.explain server.pipeline server.plan server.prompt_filter server.prompts server.request "
+        "server.request_adapters server.safety server.variants server.violations",
         "server.explain": "server.engines server.meter server.plan",
         "server.assets": "server.violations",
+        "server.variants": "server.adapters server.builder server.engines server.families",
+        "server.builder": "server.adapters server.assets server.families server.protobuf",
         "server.prompt_filter": "",
-        "server.http": "server.bounds server.fields server.plan server.prompt_filter server.prompts server.request "
-        "server.rpc server.samplers server.violations",
+        "server.http": "server.assets server.bounds server.fields server.plan server.prompt_filter server.prompts "
+        "server.request server.rpc server.samplers server.violations",
         "server.admission": "",
         "server.pipeline": "server.beginning server.canvas server.denoising server.families server.plan server.safety",
         "server.denoising": "server.beginning server.families server.levels server.noise server.plan server.samplers",
@@ -119,9 +121,9 @@ def test_families_and_samplers_know_no_transport(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", modules("server"), ids=label)
-def test_only_rpc_engines_and_the_composition_root_speak_grpc(path: Path) -> None:
+def test_only_rpc_engines_the_builder_and_the_composition_root_speak_grpc(path: Path) -> None:
     speaks = {name.split(".")[0] for name in runtime_imports(path)} & {"grpc", "grpc_health", "grpc_reflection"}
-    assert not speaks or unit_of(path) in ("server.rpc", "server.engines", "server.app")
+    assert not speaks or unit_of(path) in ("server.rpc", "server.engines", "server.builder", "server.app")
 
 
 @pytest.mark.parametrize("path", modules("server"), ids=label)

@@ -6,6 +6,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from server.admission import Overloaded
+from server.builder.faults import BuilderAway, BuildFailed, NoDisk, PartMissing, PartUnfit
 from server.engines.port import (
     EngineFault,
     EngineInputError,
@@ -45,6 +46,11 @@ TOLD = [
     (EngineNoRoom("too large", 60.0), Code.RESOURCE_EXHAUSTED, "ENGINE_MEMORY", retry(60_000_000_000)),
     (EngineTimeout("late"), Code.DEADLINE_EXCEEDED, "ENGINE_TIMEOUT", None),
     (TimeoutError(), Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", None),
+    (PartMissing("deleted"), Code.NOT_FOUND, "ASSET_GONE", None),
+    (PartUnfit("of another family"), Code.INVALID_ARGUMENT, "ASSET_UNFIT", None),
+    (NoDisk("full"), Code.RESOURCE_EXHAUSTED, "VARIANT_DISK", retry(60_000_000_000)),
+    (BuilderAway("killed"), Code.UNAVAILABLE, "BUILDER_UNAVAILABLE", retry(2_000_000_000)),
+    (BuildFailed("read-only"), Code.INTERNAL, "BUILD_FAILED", None),
     (NotBuilt("later"), Code.UNIMPLEMENTED, "NOT_BUILT", None),
 ]
 
