@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from mediagen import variants
 from mediagen.client import DEFAULT_ADDRESS, Client, MediagenError
 from mediagen.local_service import ServiceFailed, local_service, require_service
 from mediagen.options import asking
@@ -27,7 +28,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 # Standard output is for programs. What is told may hold brackets and colons of a prompt: no markup is read from it.
 people = Console(stderr=True, highlight=False, markup=False, emoji=False)
 _SUFFIXES = {".png": pb.IMAGE_ENCODING_PNG, ".jpg": pb.IMAGE_ENCODING_JPEG, ".jpeg": pb.IMAGE_ENCODING_JPEG}
-_PHASES = ("queue", "conditioning", "denoising", "decoding", "encoding", "total")
+_PHASES = ("queue", "adapters", "conditioning", "denoising", "decoding", "encoding", "total")
 
 Address = Annotated[str, typer.Option(envvar="MEDIAGEN_GRPC_ADDRESS", help="host:port of the service")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
@@ -57,8 +58,11 @@ def generate(
     for image in report["images"]:
         where = "removed by the safety stage" if image["file"] is None else image["file"]
         people.print(f"{where}  seed {image['seed']}", soft_wrap=True)
+    for variant in report["variants"]:
+        people.print(f"{variant['model']}  {variants.origin(variant)}", soft_wrap=True)
     milliseconds = report["milliseconds"]
-    people.print("  ".join(f"{phase} {milliseconds[phase]:.0f} ms" for phase in _PHASES), style="dim", soft_wrap=True)
+    phases = [phase for phase in _PHASES if phase != "adapters" or report["variants"]]
+    people.print("  ".join(f"{phase} {milliseconds[phase]:.0f} ms" for phase in phases), style="dim", soft_wrap=True)
 
 
 @app.command()
@@ -122,8 +126,8 @@ def _tell(reply: pb.ExplainResponse) -> None:
         return
     table = Table("", "", show_header=False)
     for name, value in _as_dict(reply.effective).items():
-        if name != "models":
-            table.add_row(name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+        if name != "models" and (value or not isinstance(value, str | dict)):
+            table.add_row(name, _told(value))
     table.add_section()
     for model in reply.effective.models:
         count = reply.executions[model]
@@ -139,7 +143,7 @@ def _tell(reply: pb.ExplainResponse) -> None:
 def _draw(client: Client, request: pb.GenerateRequest, output: Path, timeout: float | None) -> dict[str, Any]:
     """Run the request with a progress bar and write its files; returns what to tell."""
     begin = time.perf_counter()
-    report: dict[str, Any] = {"images": [], "notices": [], "milliseconds": {}}
+    report: dict[str, Any] = {"images": [], "notices": [], "variants": [], "milliseconds": {}}
     count = request.num_images if request.HasField("num_images") else 1
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     # A file or a pipe gets no bar: Progress would end it with an empty line.
@@ -154,9 +158,11 @@ def _draw(client: Client, request: pb.GenerateRequest, output: Path, timeout: fl
                     report["request_id"] = response.accepted.request_id
                     report["notices"] = list(response.accepted.notices)
                     report["effective"] = _as_dict(response.accepted.effective)
+                case "preparing":
+                    progress.update(task, description=variants.preparing(response.preparing.models))
                 case "progress":
                     done += 1
-                    progress.update(task, completed=done)
+                    progress.update(task, description="denoising", completed=done)
                 case "image":
                     image = response.image
                     file = (
@@ -170,9 +176,20 @@ def _draw(client: Client, request: pb.GenerateRequest, output: Path, timeout: fl
                 case "summary":
                     timings = response.summary.timings
                     report["milliseconds"] = {phase: round(getattr(timings, f"{phase}_ms"), 1) for phase in _PHASES}
+                    report["variants"] = [variants.as_dict(variant) for variant in response.summary.variants]
     report["milliseconds"]["call"] = round((time.perf_counter() - begin) * 1e3, 1)
     report["images"].sort(key=lambda image: image["index"])
     return report
+
+
+def _told(value: object) -> str:
+    """A value of the API in a table's cell."""
+    match value:
+        case list():
+            return ", ".join(map(str, value))
+        case dict():
+            return ", ".join(f"{key}={each}" for key, each in value.items())
+    return str(value)
 
 
 def _numbered(output: Path, count: int, index: int) -> Path:

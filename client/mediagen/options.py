@@ -1,6 +1,7 @@
 """The options that say what to draw, of every command that takes a request; what they ask for as a message.
 
-Bounds are the service's: here fails only what a message cannot carry, and a file that cannot be read.
+Bounds are the service's: here fails only what a message cannot carry, and a file that cannot be read. What is put on
+top of an engine is in `adapter_options.py`.
 """
 
 import re
@@ -12,6 +13,8 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from mediagen.adapter_options import adapters_of
+from mediagen.option_values import put, read
 from mediagen.v1 import image_pb2 as pb
 
 _SAMPLERS = tuple(name.removeprefix("SAMPLER_") for name, number in pb.Sampler.items() if number)
@@ -70,48 +73,43 @@ def request_of(
         "--cfg-scale": ("cfg_scale", cfg_scale),
         "--num-images": ("num_images", num_images),
         "--clip-skip": ("clip_skip", clip_skip),
-        "--init-image": ("init_image", _read(init_image, "--init-image")),
+        "--init-image": ("init_image", read(init_image, "--init-image")),
         "--strength": ("strength", strength),
-        "--mask": ("mask_image", _read(mask, "--mask")),
+        "--mask": ("mask_image", read(mask, "--mask")),
         "--padding": ("inpaint_full_res_padding", padding),
         "--high-noise-frac": ("high_noise_frac", high_noise_frac),
         "--refiner": ("use_refiner", refiner),
     }
     for option, (field, value) in given.items():
         if value is not None:
-            _set(request, field, value, option)
+            put(request, field, value, option)
     if sampler is not None:
         request.sampler = _sampler(sampler)
     if size is not None:
         request.width, request.height = _size(size)
     if seed is not None and len(seed) == 1:
-        _set(request, "seed", seed[0], "--seed")
+        put(request, "seed", seed[0], "--seed")
     else:
         for value in seed or ():
-            _set(request.seeds.add(), "value", value, "--seed")
+            put(request.seeds.add(), "value", value, "--seed")
     return request
 
 
 def asking(command: Callable[..., None]) -> Callable[..., None]:
     """`command`, whose first parameter is a request, with the options that make one in its place."""
     own = signature(command)
-    options = signature(request_of).parameters
-    parameters = (*options.values(), *list(own.parameters.values())[1:])
+    drawn, adapted = signature(request_of).parameters, signature(adapters_of).parameters
+    parameters = (*drawn.values(), *list(own.parameters.values())[1:], *adapted.values())
 
     @wraps(command)
     def run(**given: Any) -> None:  # every option by its name, as typer reads them from the signature
-        command(request_of(**{name: given.pop(name) for name in options}), **given)
+        request = request_of(**{name: given.pop(name) for name in drawn})
+        request.MergeFrom(adapters_of(**{name: given.pop(name) for name in adapted}))
+        command(request, **given)
 
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     vars(run)["__signature__"] = own.replace(parameters=parameters)
     return run
-
-
-def _read(file: Path | None, option: str) -> bytes | None:
-    try:
-        return None if file is None else file.read_bytes()
-    except OSError as error:
-        raise typer.BadParameter(str(error), param_hint=option) from error
 
 
 def _sampler(name: str) -> pb.Sampler:
@@ -125,13 +123,3 @@ def _size(text: str) -> tuple[int, int]:
     if sides is None:
         raise typer.BadParameter(f"{text} must look like 512x512", param_hint="--size")
     return int(sides[1]), int(sides[2])
-
-
-def _set(message: pb.GenerateRequest | pb.Seed, field: str, value: str | bytes | float, option: str) -> None:
-    try:
-        setattr(message, field, value)
-    except UnicodeEncodeError as error:
-        raise typer.BadParameter(f"{value!r} is not UTF-8 text", param_hint=option) from error
-    except ValueError as error:
-        reason = f"{value!r} is out of range; `mediagen generate --help` has the bounds"
-        raise typer.BadParameter(reason, param_hint=option) from error
