@@ -16,6 +16,8 @@ from export.checkpoint import Checkpoint, open_checkpoint, open_component
 from export.parity import report
 from export.published import PUBLISHED, Place, Published
 from export.recipes import safety
+from export.recipes.control import COMPONENT as CONTROLNET
+from export.recipes.image_prompt import ENCODER, PLUS
 from export.repository import Recipe, export
 
 NONE = "none"  # for --refiner
@@ -54,6 +56,22 @@ def _parser() -> argparse.ArgumentParser:
         "checkpoint that has one (default: none)",
     )
     parser.add_argument("--safety-checker-revision", help="branch, tag or commit of the safety checker's hub id")
+    parser.add_argument(
+        "--controlnet",
+        help="a ControlNet's folder or hub id, whose config.json alone is read: ControlNets of its shape can be used "
+        "(default: the checkpoint's controlnet folder, else the published shape)",
+    )
+    parser.add_argument(
+        "--image-encoder",
+        help="IP-Adapters' CLIPVisionModelWithProjection: its folder or hub id (default: the checkpoint's "
+        "image_encoder folder, else none, and no IP-Adapter can be used)",
+    )
+    parser.add_argument(
+        "--ip-adapter-plus",
+        type=Path,
+        metavar="FILE",
+        help='an IP-Adapter of the "plus" kind, safetensors: others of its shape can be used then, besides plain ones',
+    )
     return parser
 
 
@@ -68,6 +86,9 @@ def main(arguments: list[str] | None = None) -> int:
     recipe = cast(Recipe, import_module(f"export.recipes.{published.family}"))
     if given.refiner not in (None, NONE) and not _parts(recipe, "refiner"):
         parser.error(f"--refiner: {given.engine} has none")
+    adapters = (given.controlnet, given.image_encoder, given.ip_adapter_plus)
+    if published.family == "sd3" and any(option is not None for option in adapters):
+        parser.error(f"{given.engine} takes no ControlNets and no IP-Adapters")
     if given.refiner_revision is not None and not _is_refined(given, published):
         parser.error(f"--refiner-revision {given.refiner_revision}: this renders no refiner; name one with --refiner")
     if given.safety_checker_revision is not None and given.safety_checker is None:
@@ -80,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
     cast(Any, transformers_logging).disable_progress_bar()  # of files that are read in a blink
     cast(Any, transformers_logging).set_verbosity_error()  # a fault is told in a sentence, not in a table
     try:
-        checkpoint = _checkpoint(given, published, recipe)
+        checkpoint = _adapted(_checkpoint(given, published, recipe), given)
         if given.safety_checker is not None:
             checker = open_component(given.safety_checker, given.safety_checker_revision, safety.COMPONENT)
             checkpoint, recipe = checkpoint.join(safety.COMPONENT, checker), safety.WithSafetyChecker(recipe)
@@ -105,6 +126,17 @@ def _checkpoint(given: argparse.Namespace, published: Published, recipe: Recipe)
         return checkpoint
     refiner = _open(given.refiner, given.refiner_revision, published.refiner, _parts(recipe, "refiner"))
     return checkpoint.join("refiner", refiner)
+
+
+def _adapted(checkpoint: Checkpoint, given: argparse.Namespace) -> Checkpoint:
+    """With what adapters need and the checkpoint itself does not have."""
+    if given.controlnet is not None:
+        checkpoint = checkpoint.join(CONTROLNET, open_component(given.controlnet, None, CONTROLNET))
+    if given.image_encoder is not None:
+        checkpoint = checkpoint.join(ENCODER, open_component(given.image_encoder, None, ENCODER))
+    if given.ip_adapter_plus is not None:
+        checkpoint = checkpoint.join(PLUS, Checkpoint(given.ip_adapter_plus, given.ip_adapter_plus.name))
+    return checkpoint
 
 
 def _is_refined(given: argparse.Namespace, published: Published) -> bool:

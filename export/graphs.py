@@ -1,8 +1,8 @@
 """A torch module to an ONNX graph without weights: every tensor of the state dict is an initializer of its own name.
 
 The initializers point into a safetensors file beside the graph, in half precision with a Cast to the compute type
-behind each. While the graph is cleaned up they are plain graph inputs, so that no optimisation can fold, merge or
-transpose them. Knows nothing of families or of where files go.
+behind each; a template's say only whose they are. While the graph is cleaned up they are plain graph inputs, so that no
+optimisation can fold, merge or transpose them. Knows nothing of families or of where files go.
 """
 
 import logging
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import torch
@@ -65,10 +66,10 @@ def trace(recipe: EngineRecipe, module: torch.nn.Module, example: Mapping[str, A
 def attach_weights(model: ir.Model, file: str, stored: Mapping[str, Stored]) -> bytes:
     """Point the weights of a traced model into `file`; gives the serialized ONNX model. Changes `model`."""
     graph = model.graph
-    weights = [value for value in graph.inputs if value.name is not None and value.name.startswith(_COMPONENT)]
+    weights = [value for value in graph.inputs if "." in str(value.name)]  # no port of an engine has a dot in its name
     for weight in weights:
         graph.inputs.remove(weight)
-        name = str(weight.name).removeprefix(_COMPONENT)
+        name = weight_name(str(weight.name))
         place = stored.get(name)
         if place is None or (place.dtype, place.shape) != ("F16", tuple(weight.shape or ())):
             raise ExportError(f"{file} holds no half precision {name} of shape {list(weight.shape or ())}")
@@ -86,12 +87,36 @@ def attach_weights(model: ir.Model, file: str, stored: Mapping[str, Stored]) -> 
     return ir.serde.serialize_model(model).SerializeToString(deterministic=True)
 
 
+def weight_name(name: str) -> str:
+    """An initializer's name, of a wrapped module's tensor: the component's own, or that after its owner in a template's
+    ("unet/conv_in.weight")."""
+    return name.removeprefix(_COMPONENT) if name.startswith(_COMPONENT) else name.replace(".", "/", 1)
+
+
+def without_places(model: bytes) -> bytes:
+    """A template: of each weight the owner's name stands where the file was. The places come with the variant."""
+    proto = onnx.ModelProto.FromString(model)
+    for tensor in proto.graph.initializer:
+        if tensor.external_data:
+            owner, _, _ = tensor.name.partition("/")
+            length = next(entry.value for entry in tensor.external_data if entry.key == "length")
+            del tensor.external_data[:]
+            for key, value in (("location", owner), ("offset", "0"), ("length", length)):
+                tensor.external_data.add(key=key, value=value)
+    return proto.SerializeToString(deterministic=True)
+
+
 def _dynamic_shapes(recipe: EngineRecipe) -> tuple[dict[int, Any], ...]:
     """For each input its free axes: torch's name for what the spec says."""
+    units = {
+        name: torch.export.Dim(name, min=1, max=axis.most // axis.multiple)
+        for name, axis in recipe.axes.items()
+        if not axis.unit
+    }
     free: dict[str, Any] = {}
     for name, axis in recipe.axes.items():
-        units = torch.export.Dim(name, min=1, max=axis.most // axis.multiple)
-        free[name] = units if axis.multiple == 1 else axis.multiple * units
+        unit = units[axis.unit if axis.unit else name]
+        free[name] = unit if axis.multiple == 1 else axis.multiple * unit
     return tuple(
         {index: free[length] for index, length in enumerate(port.shape) if isinstance(length, str)}
         for port in recipe.spec.inputs

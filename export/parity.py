@@ -12,10 +12,10 @@ import numpy as np
 import onnxruntime
 import torch
 
-from export.recipes import EngineRecipe
+from export.recipes import EngineRecipe, Reference, called
 from export.weights import WEIGHTS
 from server.engines.openvino_runtime import OpenVINOEngine
-from server.engines.port import Array, Port
+from server.engines.port import Array, Port, Spec
 
 # Both compute in fp32 and differ in the order of sums: the largest difference over the largest value of the reference.
 TOLERANCE = 1e-4
@@ -37,10 +37,14 @@ class Row:
 
 def reference(recipe: EngineRecipe, module: torch.nn.Module, inputs: Mapping[str, Array]) -> dict[str, Array]:
     """What torch gives for the inputs, by output name."""
+    return computed(recipe.spec, called(recipe.spec), module, inputs)
+
+
+def computed(spec: Spec, by: Reference, module: torch.nn.Module, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """What a reference gives with the weights of `module`, by output name."""
     with torch.no_grad():
-        result = module(*(torch.from_numpy(inputs[port.name]) for port in recipe.spec.inputs))
-    tensors = result if isinstance(result, tuple) else (result,)
-    return {port.name: tensor.numpy() for port, tensor in zip(recipe.spec.outputs, tensors, strict=True)}
+        tensors = by(module, inputs)
+    return {port.name: tensor.numpy() for port, tensor in zip(spec.outputs, tensors, strict=True)}
 
 
 def compare(recipe: EngineRecipe, model: Path, inputs: Mapping[str, Array], expected: Mapping[str, Array]) -> Row:

@@ -10,18 +10,19 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from safetensors.numpy import save_file
 
 from export import ExportError, config_pbtxt, graphs, parity
 from export.checkpoint import Checkpoint
-from export.recipes import EngineRecipe, examples
+from export.recipes import EngineRecipe, TemplateRecipe, examples
 from export.tokenizer import write_tokenizer
-from export.weights import WEIGHTS, check_weights, load_component, stored_tensors, write_weights
-from server.engines.port import Array
+from export.weights import WEIGHTS, check_weights, load_component, stored_tensors, write_half, write_weights
+from server.engines.port import Array, Spec
 from server.families.card import Card
 
 _SEED = 15
@@ -37,6 +38,8 @@ class Recipe(Protocol):
     def card(self, checkpoint: Checkpoint, name: str, title: str, prediction_type: str | None) -> Card: ...
 
     def recipes(self, checkpoint: Checkpoint, card: Card) -> tuple[EngineRecipe, ...]: ...
+
+    def templates(self, checkpoint: Checkpoint, card: Card) -> tuple[TemplateRecipe, ...]: ...
 
 
 def export(
@@ -54,6 +57,8 @@ def export(
             _write_tokenizer(engine, checkpoint, building)
         for engine in engines:
             rows.append(_export_engine(engine, recipe.COMPONENTS[engine.component], checkpoint, building, progress))
+        for template in recipe.templates(checkpoint, card):
+            rows.append(_export_template(template, recipe.COMPONENTS, checkpoint, building, progress))
         table = parity.report(rows)
         building.joinpath(f"{card.name}.parity.md").write_text(f"# {card.name}: engines against torch\n\n{table}")
         building.joinpath(f"{card.name}.json").write_text(json.dumps(asdict(card), indent=2) + "\n")
@@ -73,10 +78,7 @@ def _write_tokenizer(engine: EngineRecipe, checkpoint: Checkpoint, building: Pat
 def _export_engine(
     engine: EngineRecipe, kind: type, checkpoint: Checkpoint, building: Path, progress: Progress
 ) -> parity.Row:
-    version = building / engine.spec.name / "1"
-    version.mkdir(parents=True)
-    text = config_pbtxt.render(engine.spec, "openvino", {"precision": "float32"})
-    version.parent.joinpath("config.pbtxt").write_text(text)
+    version = _version(engine.spec, building)
     checked = examples(engine, engine.checked, _SEED)
     expected = _torch_side(engine, kind, checkpoint, version, checked, progress)
     gc.collect()  # the module is a third of what an SDXL may take, the compiled engine the rest
@@ -104,11 +106,72 @@ def _torch_side(
     version.joinpath("model.onnx").write_bytes(onnx)
     progress(f"{engine.spec.name}: what torch computes")
     golden = examples(engine, engine.golden, _SEED)
-    tensors = {f"input.{name}": tensor for name, tensor in golden.items()}
-    tensors |= {f"output.{name}": tensor for name, tensor in parity.reference(engine, module, golden).items()}
+    _write_golden(golden, parity.reference(engine, module, golden), version)
+    return parity.reference(engine, module, checked)
+
+
+def _export_template(
+    template: TemplateRecipe,
+    components: Mapping[str, type],
+    checkpoint: Checkpoint,
+    building: Path,
+    progress: Progress,
+) -> parity.Row:
+    """A graph whose weights come later, traced and compared with the checkpoint's own and random ones."""
+    engine = template.engine
+    version = _version(engine.spec, building)
+    checked = examples(engine, engine.checked, _SEED)
+    expected = _template_side(template, components, checkpoint, version, checked, progress)
+    gc.collect()
+    progress(f"{engine.spec.name}: comparison with diffusers")
+    model = version / "model.onnx"
+    row = parity.compare(engine, model, checked, expected)
+    model.write_bytes(graphs.without_places(model.read_bytes()))
+    version.joinpath(WEIGHTS).unlink()
+    return row
+
+
+def _template_side(
+    template: TemplateRecipe,
+    components: Mapping[str, type],
+    checkpoint: Checkpoint,
+    version: Path,
+    checked: Mapping[str, Array],
+    progress: Progress,
+) -> dict[str, Array]:
+    """As `_torch_side`; what diffusers computes comes last, since it may leave other modules in the component."""
+    engine = template.engine
+    progress(f"{engine.spec.name}: graph")
+    component: torch.nn.Module = torch.nn.Module()
+    if engine.component:
+        component = load_component(components[engine.component], checkpoint, engine.component)
+    module = engine.wrap(component)
+    state = module.state_dict()
+    shapes = {graphs.weight_name(name): tensor.shape for name, tensor in state.items()}
+    write_half(shapes, state.values(), version / WEIGHTS)
+    model = graphs.trace(engine, module, examples(engine, engine.traced, _SEED))
+    onnx = graphs.attach_weights(model, WEIGHTS, stored_tensors(version / WEIGHTS))
+    version.joinpath("model.onnx").write_bytes(onnx)
+    progress(f"{engine.spec.name}: what diffusers computes")
+    golden = examples(replace(engine, draws={**engine.draws, **template.neutral}), engine.golden, _SEED)
+    known = {} if template.plain is None else parity.computed(engine.spec, template.plain, module, golden)
+    _write_golden(golden, known, version)
+    return parity.computed(engine.spec, template.reference, module, checked)
+
+
+def _version(spec: Spec, building: Path) -> Path:
+    """An engine's folder for graph and tensors, its config beside it."""
+    version = building / spec.name / "1"
+    version.mkdir(parents=True)
+    version.parent.joinpath("config.pbtxt").write_text(config_pbtxt.render(spec, "openvino", {"precision": "float32"}))
+    return version
+
+
+def _write_golden(inputs: Mapping[str, Array], outputs: Mapping[str, Array], version: Path) -> None:
+    tensors = {f"input.{name}": tensor for name, tensor in inputs.items()}
+    tensors |= {f"output.{name}": tensor for name, tensor in outputs.items()}
     save_file({name: tensor.copy() for name, tensor in tensors.items()}, version / "golden.safetensors")
     version.joinpath("golden.safetensors").chmod(0o644)
-    return parity.reference(engine, module, checked)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPTextMode
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from export.checkpoint import Checkpoint
-from export.recipes import EngineRecipe
+from export.recipes import EngineRecipe, TemplateRecipe
 from server.families.card import Card
 
 MERGES = ("t h", "th e</w>", "s u", "su n</w>", "r e", "re d</w>", "i n", "in g</w>", "' s</w>", "1 2", "Ã ©")
@@ -167,6 +167,9 @@ class OnlyChecker:
         return self._card
 
     def recipes(self, checkpoint: Checkpoint, card: Card) -> tuple[EngineRecipe, ...]:
+        return ()
+
+    def templates(self, checkpoint: Checkpoint, card: Card) -> tuple[TemplateRecipe, ...]:
         return ()
 
 

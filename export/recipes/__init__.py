@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
 from transformers import CLIPTokenizer
 
 from export.wrappers import VaeEncoder
@@ -14,6 +16,7 @@ from server.families.parts import MAX_ROWS
 _MOST_VECTORS = 1024  # of a request's textual inversions
 
 Lengths = dict[str, int]  # of the free axes, by name
+AnyModule = TypeVar("AnyModule", bound=torch.nn.Module)
 Draw = Callable[[np.random.RandomState, tuple[int, ...]], Array]  # an example tensor of a shape
 
 
@@ -23,6 +26,7 @@ class Axis:
 
     multiple: int  # every length is a multiple of this
     most: int
+    unit: str = ""  # another axis that is always as many of its own multiples long; empty: it goes its own way
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class EngineRecipe:
     """
 
     spec: Spec
-    component: str  # a folder of the checkpoint
+    component: str  # a folder of the checkpoint; of a template empty where it needs none
     wrap: Callable[[torch.nn.Module], torch.nn.Module]
     axes: Mapping[str, Axis]  # by the spec's names of free axes
     traced: Lengths  # the size at which torch is traced; no length is 1, which the tracer would take for fixed
@@ -56,6 +60,54 @@ class EngineRecipe:
     golden: Lengths  # the size in golden.safetensors; a small one
     draws: Mapping[str, Draw]  # by input name
     tokenizer: TokenizerRecipe | None = None  # None for an engine that reads no text
+
+
+Reference = Callable[[torch.nn.Module, Mapping[str, Array]], tuple[torch.Tensor, ...]]  # outputs for inputs
+
+
+@dataclass(frozen=True)
+class TemplateRecipe:
+    """How a graph for weights that come later is made, such as a ControlNet's.
+
+    The module that `engine.wrap` gives has no `component`, but one submodule for each owner of weights: `unet`,
+    `controlnet`, `ip_adapter`, whose names within it are those of the owner's files. It is traced and compared with
+    random weights for those that the checkpoint does not have.
+    """
+
+    engine: EngineRecipe
+    reference: Reference  # diffusers' own modules with the wrapped module's weights
+    neutral: Mapping[str, Draw]  # instead of the engine's in golden.safetensors: under these the adapter does nothing
+    plain: Reference | None  # what every variant of the checkpoint's own weights gives for those; None: not known
+
+
+def called(spec: Spec) -> Reference:
+    """The wrapped module itself."""
+
+    def reference(module: torch.nn.Module, inputs: Mapping[str, Array]) -> tuple[torch.Tensor, ...]:
+        result = module(*(torch.from_numpy(inputs[port.name]) for port in spec.inputs))
+        return result if isinstance(result, tuple) else (result,)
+
+    return reference
+
+
+def plain_unet(unet: EngineRecipe) -> Reference:
+    """A template's UNet without what was put around it and into it."""
+
+    def reference(module: torch.nn.Module, inputs: Mapping[str, Array]) -> tuple[torch.Tensor, ...]:
+        component = cast(Any, module).unet
+        component.set_attn_processor(cast(Any, AttnProcessor2_0)())
+        return called(unet.spec)(unet.wrap(component), inputs)
+
+    return reference
+
+
+def randomised(module: AnyModule) -> AnyModule:
+    """Weights in the place of those that come later: none of them zero, as half precision holds them."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        parameter.data.normal_(std=max(parameter.shape) ** -0.5, generator=generator)
+        parameter.data.copy_(parameter.data.half())
+    return module.eval().requires_grad_(False)
 
 
 def clip_text_recipe(

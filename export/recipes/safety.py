@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from export import ExportError
 from export.checkpoint import Checkpoint
-from export.recipes import Axis, EngineRecipe, normal
+from export.recipes import Axis, EngineRecipe, TemplateRecipe, normal
 from export.repository import Recipe
 from server.families.card import Card
 from server.safety import LEAST_MARGIN, SIDE, safety_checker
@@ -67,3 +67,7 @@ class WithSafetyChecker:
             draws={"pixels": normal},
         )
         return (*self._family.recipes(checkpoint, card), checker)
+
+    def templates(self, checkpoint: Checkpoint, card: Card) -> tuple[TemplateRecipe, ...]:
+        """The family's."""
+        return self._family.templates(checkpoint, card)

@@ -8,21 +8,38 @@ from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPVisionModelWithProjection
 
 from export import ExportError
 from export.checkpoint import Checkpoint
-from export.recipes import Axis, EngineRecipe, clip_text_recipe, normal, uniform, vae_encoder_recipe
+from export.recipes import (
+    Axis,
+    EngineRecipe,
+    TemplateRecipe,
+    clip_text_recipe,
+    image_prompt,
+    normal,
+    uniform,
+    vae_encoder_recipe,
+)
+from export.recipes.control import Controlled, check_config, control_recipe
+from export.recipes.image_prompt import Prompted
 from export.scheduler import trained_scheduler
 from export.wrappers import VaeDecoder, inverted, skipping
 from server.families import sd15
-from server.families.parts import CLIP_TOKENS, MAX_ROWS
+from server.families.adapted import image_encoders
+from server.families.parts import CLIP_TOKENS, MAX_ROWS, vae_decoder, vae_encoder
 from server.families.sd15 import Sd15Card
 from server.levels import Scheduler
 
 FAMILY = "sd15"
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionInpaintPipeline")
-COMPONENTS: Mapping[str, type] = {"text_encoder": CLIPTextModel, "unet": UNet2DConditionModel, "vae": AutoencoderKL}
+COMPONENTS: Mapping[str, type] = {
+    "text_encoder": CLIPTextModel,
+    "image_encoder": CLIPVisionModelWithProjection,  # may be absent
+    "unet": UNet2DConditionModel,
+    "vae": AutoencoderKL,
+}
 
 _ROWS = Axis(multiple=1, most=MAX_ROWS)
 _LATENT = Axis(multiple=8, most=192)  # the largest picture is 1536x1024; the UNet halves three times
@@ -61,17 +78,54 @@ class _UNet(torch.nn.Module):
         return cast(torch.Tensor, self.component(sample, timestep, encoder_hidden_states, return_dict=False)[0])
 
 
+class _Control(Controlled):
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        control: torch.Tensor,
+        control_scale: torch.Tensor,
+    ) -> torch.Tensor:
+        """As `_UNet`, and as `Controlled.predict`."""
+        return self.predict(sample, timestep, encoder_hidden_states, None, control, control_scale)
+
+
+class _Prompted(Prompted):
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        image_tokens: torch.Tensor,
+        ip_scale: torch.Tensor,
+        ip_mask: torch.Tensor,
+    ) -> torch.Tensor:
+        """As `_UNet`, and as `Prompted.predict`."""
+        return self.predict(sample, timestep, encoder_hidden_states, None, image_tokens, ip_scale, ip_mask)
+
+
+def templates(checkpoint: Checkpoint, card: Sd15Card) -> tuple[TemplateRecipe, ...]:
+    """Those of `sd15.FAMILY.templates(card)`."""
+    (unet,) = (recipe for recipe in recipes(checkpoint, card) if recipe.spec == sd15.unet(card))
+    specs = {spec.name.removeprefix(f"{card.name}_"): spec for spec in sd15.FAMILY.templates(card)}
+    control = control_recipe(specs["unet_control"], unet, _Control, card, checkpoint)
+    return (control, *image_prompt.recipes(specs, unet, _Prompted, card, checkpoint))
+
+
 def recipes(checkpoint: Checkpoint, card: Sd15Card) -> tuple[EngineRecipe, ...]:
     """The engines of `sd15.engines(card)`."""
-    text_encoder, vae_encoder, unet, vae_decoder = sd15.engines(card)
     vocabulary = int(checkpoint.config("text_encoder")["vocab_size"])
     return (
-        clip_text_recipe(text_encoder, "text_encoder", _TextEncoder, vocabulary, card.text_layers, "tokenizer"),
+        clip_text_recipe(
+            sd15.text_encoder(card), "text_encoder", _TextEncoder, vocabulary, card.text_layers, "tokenizer"
+        ),
+        *(image_prompt.encoder_recipe(spec) for spec in image_encoders(card)),
         vae_encoder_recipe(
-            vae_encoder, _LATENT.multiple * card.pixels_per_latent, _LATENT.most * card.pixels_per_latent
+            vae_encoder(card), _LATENT.multiple * card.pixels_per_latent, _LATENT.most * card.pixels_per_latent
         ),
         EngineRecipe(
-            spec=unet,
+            spec=sd15.unet(card),
             component="unet",
             wrap=_UNet,
             axes={"rows": _ROWS, "height": _LATENT, "width": _LATENT, "tokens": _TOKENS},
@@ -81,7 +135,7 @@ def recipes(checkpoint: Checkpoint, card: Sd15Card) -> tuple[EngineRecipe, ...]:
             draws={"sample": normal, "timestep": uniform(1000, "float32"), "encoder_hidden_states": normal},
         ),
         EngineRecipe(
-            spec=vae_decoder,
+            spec=vae_decoder(card),
             component="vae",
             wrap=VaeDecoder,
             axes={"rows": _ROWS, "height": _LATENT, "width": _LATENT},
@@ -127,6 +181,8 @@ def _card(checkpoint: Checkpoint, name: str, title: str, scheduler: Scheduler) -
     ]
     if differences:
         raise ExportError(f"{checkpoint.source} is not shaped like Stable Diffusion 1.5: {'; '.join(differences)}")
+    check_config(checkpoint, unet, channels, pixels_per_latent)
+    vision = image_prompt.vision(checkpoint, text["hidden_size"])
     return Sd15Card(
         name=name,
         family=FAMILY,
@@ -137,13 +193,13 @@ def _card(checkpoint: Checkpoint, name: str, title: str, scheduler: Scheduler) -
         scheduler=scheduler,
         inpainting=inpainting,
         safety_checker=False,
-        control=False,
-        image_side=0,
-        image_width=0,
-        vision_width=0,
-        image_patches=0,
-        ip_blocks=(),
-        ip_plus=False,
+        control=True,
+        image_side=vision.image_side,
+        image_width=vision.image_width,
+        vision_width=vision.vision_width,
+        image_patches=vision.image_patches,
+        ip_blocks=vision.ip_blocks,
+        ip_plus=vision.ip_plus,
         text_width=text["hidden_size"],
         text_layers=text["num_hidden_layers"],
     )

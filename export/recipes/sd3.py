@@ -13,7 +13,16 @@ from transformers import CLIPTextModelWithProjection, T5EncoderModel, T5Tokenize
 
 from export import ExportError
 from export.checkpoint import Checkpoint
-from export.recipes import Axis, EngineRecipe, TokenizerRecipe, clip_tokenizer, normal, uniform, vae_encoder_recipe
+from export.recipes import (
+    Axis,
+    EngineRecipe,
+    TemplateRecipe,
+    TokenizerRecipe,
+    clip_tokenizer,
+    normal,
+    uniform,
+    vae_encoder_recipe,
+)
 from export.wrappers import VaeDecoder
 from server.engines.port import Spec
 from server.families import sd3
@@ -103,6 +112,11 @@ def _cropped(pos_embed: Any, height: torch.SymInt, width: torch.SymInt) -> torch
     grid = pos_embed.pos_embed.reshape(1, side, side, -1)
     grid = grid[:, (side - rows) // 2 :, (side - columns) // 2 :][:, :rows, :columns]
     return cast(torch.Tensor, grid.reshape(1, -1, grid.shape[-1]))
+
+
+def templates(checkpoint: Checkpoint, card: Card) -> tuple[TemplateRecipe, ...]:
+    """None: its transformer takes no adapters."""
+    return ()
 
 
 def recipes(checkpoint: Checkpoint, card: Card) -> tuple[EngineRecipe, ...]:

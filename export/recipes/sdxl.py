@@ -10,14 +10,27 @@ from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 from export import ExportError
 from export.checkpoint import Checkpoint
-from export.recipes import Axis, EngineRecipe, Lengths, clip_text_recipe, normal, uniform, vae_encoder_recipe
+from export.recipes import (
+    Axis,
+    EngineRecipe,
+    Lengths,
+    TemplateRecipe,
+    clip_text_recipe,
+    image_prompt,
+    normal,
+    uniform,
+    vae_encoder_recipe,
+)
+from export.recipes.control import Controlled, check_config, control_recipe
+from export.recipes.image_prompt import Prompted
 from export.scheduler import trained_scheduler
 from export.wrappers import PenultimateStates, PenultimateStatesAndPooled, VaeDecoder
 from server.families import sdxl
+from server.families.adapted import image_encoders
 from server.families.parts import CLIP_TOKENS, MAX_ROWS, MEGAPIXEL_SIZES
 from server.families.sdxl import BASE_TIME_IDS, REFINER_TIME_IDS, SdxlCard
 
@@ -25,6 +38,7 @@ FAMILY = "sdxl"
 COMPONENTS: Mapping[str, type] = {
     "text_encoder": CLIPTextModel,
     "text_encoder_2": CLIPTextModelWithProjection,
+    "image_encoder": CLIPVisionModelWithProjection,  # may be absent
     "unet": UNet2DConditionModel,
     "refiner/unet": UNet2DConditionModel,
     "vae": AutoencoderKL,
@@ -55,8 +69,49 @@ class _UNet(torch.nn.Module):
         return cast(torch.Tensor, result[0])
 
 
+class _Control(Controlled):
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        text_embeds: torch.Tensor,
+        time_ids: torch.Tensor,
+        control: torch.Tensor,
+        control_scale: torch.Tensor,
+    ) -> torch.Tensor:
+        """As `_UNet`, and as `Controlled.predict`."""
+        added = {"text_embeds": text_embeds, "time_ids": time_ids}
+        return self.predict(sample, timestep, encoder_hidden_states, added, control, control_scale)
+
+
+class _Prompted(Prompted):
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        text_embeds: torch.Tensor,
+        time_ids: torch.Tensor,
+        image_tokens: torch.Tensor,
+        ip_scale: torch.Tensor,
+        ip_mask: torch.Tensor,
+    ) -> torch.Tensor:
+        """As `_UNet`, and as `Prompted.predict`."""
+        added = {"text_embeds": text_embeds, "time_ids": time_ids}
+        return self.predict(sample, timestep, encoder_hidden_states, added, image_tokens, ip_scale, ip_mask)
+
+
+def templates(checkpoint: Checkpoint, card: SdxlCard) -> tuple[TemplateRecipe, ...]:
+    """Those of `sdxl.FAMILY.templates(card)`."""
+    (unet,) = (recipe for recipe in recipes(checkpoint, card) if recipe.spec == sdxl.unet(card))
+    specs = {spec.name.removeprefix(f"{card.name}_"): spec for spec in sdxl.FAMILY.templates(card)}
+    control = control_recipe(specs["unet_control"], unet, _Control, card, checkpoint)
+    return (control, *image_prompt.recipes(specs, unet, _Prompted, card, checkpoint))
+
+
 def recipes(checkpoint: Checkpoint, card: SdxlCard) -> tuple[EngineRecipe, ...]:
-    """The engines of `sdxl.engines(card)`: six with a refiner, else five."""
+    """The engines of `sdxl.engines(card)` that come out of the checkpoint: all but those for transfer images."""
     specs = {spec.name.removeprefix(f"{card.name}_"): spec for spec in sdxl.engines(card)}
     halvings = _multiple(checkpoint.config("unet"))
     text = [
@@ -103,7 +158,8 @@ def recipes(checkpoint: Checkpoint, card: SdxlCard) -> tuple[EngineRecipe, ...]:
         golden=_golden(halvings) | _ONE,
         draws={"latents": normal},
     )
-    return (*text, encoder, *unets, decoder)
+    vision = (image_prompt.encoder_recipe(spec) for spec in image_encoders(card))
+    return (*text, *vision, encoder, *unets, decoder)
 
 
 def _multiple(unet: Mapping[str, Any]) -> int:
@@ -191,6 +247,8 @@ def _card(checkpoint: Checkpoint, name: str, title: str, prediction_type: str | 
             *_unet_rules(unet, channels, text_2["projection_dim"], BASE_TIME_IDS, pixels_per_latent),
         ),
     )
+    check_config(checkpoint, unet, channels, pixels_per_latent)
+    vision = image_prompt.vision(checkpoint, unet["cross_attention_dim"])
     return SdxlCard(
         name=name,
         family=FAMILY,
@@ -201,13 +259,13 @@ def _card(checkpoint: Checkpoint, name: str, title: str, prediction_type: str | 
         scheduler=trained_scheduler(checkpoint, prediction_type),
         inpainting=inpainting,
         safety_checker=False,
-        control=False,
-        image_side=0,
-        image_width=0,
-        vision_width=0,
-        image_patches=0,
-        ip_blocks=(),
-        ip_plus=False,
+        control=True,
+        image_side=vision.image_side,
+        image_width=vision.image_width,
+        vision_width=vision.vision_width,
+        image_patches=vision.image_patches,
+        ip_blocks=vision.ip_blocks,
+        ip_plus=vision.ip_plus,
         text_width=text["hidden_size"],
         text_2_width=text_2["hidden_size"],
         pooled_width=text_2["projection_dim"],

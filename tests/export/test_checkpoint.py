@@ -94,7 +94,7 @@ def test_the_card_says_what_the_checkpoint_says(checkpoint: Checkpoint) -> None:
         ),
         inpainting=False,
         safety_checker=False,
-        control=False,
+        control=True,
         image_side=0,
         image_width=0,
         vision_width=0,

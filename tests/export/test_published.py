@@ -28,7 +28,7 @@ vae_1_0/diffusion_pytorch_model.safetensors vae_decoder/model.onnx vae_encoder/c
 Opened = list[tuple[str, str | None, tuple[str, ...]]]
 BASE = ("stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b")
 REFINER = ("stabilityai/stable-diffusion-xl-refiner-1.0", "5d4cfe854c9a9a87939ff3653551c2b3c99a4356")
-PARTS = ("text_encoder", "text_encoder_2", "unet", "vae")
+PARTS = ("text_encoder", "text_encoder_2", "image_encoder", "unet", "vae")
 
 
 @pytest.fixture
@@ -103,6 +103,6 @@ def test_the_help_shows_the_published_checkpoints(capsys: pytest.CaptureFixture[
 def test_of_the_published_repository_only_what_is_needed_is_downloaded() -> None:
     parts = tuple(part for part in sdxl.COMPONENTS if "/" not in part)
     needed = needed_files(SDXL, parts)
-    assert len(needed) == len(set(needed)) == 1 + 1 + 8 + 2 * len(parts)
+    assert len(needed) == len(set(needed)) == 1 + 1 + 8 + 2 * (len(parts) - 1)  # no image encoder
     weights = {name for name in needed if not name.endswith((".json", ".txt"))}
     assert weights == {name for name in SDXL if name.endswith(".fp16.safetensors")}

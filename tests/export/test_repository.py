@@ -40,6 +40,7 @@ def test_a_rendered_repository_holds_everything_that_its_readme_says(rendered: P
     found = {str(path.relative_to(rendered)) for path in rendered.rglob("*") if path.is_file()}
     files = ("config.pbtxt", "1/model.onnx", "1/weights.safetensors", "1/golden.safetensors")
     expected = {f"tiny_{engine}/{name}" for engine in ENGINES for name in files}
+    expected |= {f"tiny_unet_control/{name}" for name in files if "weights" not in name}
     assert found == expected | {"tiny.json", "tiny.parity.md", "tiny_text_encoder/tokenizer.json"}
 
 

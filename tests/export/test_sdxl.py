@@ -83,7 +83,7 @@ def test_the_card_says_what_base_and_refiner_say(both: Checkpoint) -> None:
         ),
         inpainting=False,
         safety_checker=False,
-        control=False,
+        control=True,
         image_side=0,
         image_width=0,
         vision_width=0,
