@@ -22,9 +22,16 @@ class Explanation:
 
 def explain(plan: Plan, seconds: Seconds) -> Explanation:
     """Networks run one after the other for a picture, and each is given the rows of all pictures together."""
-    counts = plan.executions
     specs = {spec.name: spec for spec in (*plan.engine.specs, *plan.engine.templates)}
-    times = {name: _seconds(plan, specs[name], count, seconds) for name, count in counts.items()}
+    counts: dict[str, int] = {}
+    times: dict[str, float | None] = {}
+    for name, count in plan.executions.items():
+        graph = specs[name]
+        runs = plan.variants[name].spec if name in plan.variants else graph
+        time = _seconds(plan, runs, count, seconds)
+        counts[runs.name] = count
+        # Other weights take no other time: the graph with its own tells it, too.
+        times[runs.name] = _seconds(plan, graph, count, seconds) if time is None else time
     return Explanation(
         executions=counts,
         seconds=sum(time for time in times.values() if time is not None),

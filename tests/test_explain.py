@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -11,6 +12,7 @@ from json_service import hollow_engines
 from mediagen.v1 import image_pb2 as pb
 from PIL import Image
 
+from server.adapters.weights import Part
 from server.catalog import Catalog, Engine
 from server.engines.port import Spec, Tensors
 from server.explain import explain
@@ -134,6 +136,20 @@ async def test_an_estimate_is_the_sum_of_what_is_known_and_names_what_is_not(cat
     found = explain(what, lambda network, shape: known.get(network))
     assert found.seconds == 10 * 0.25 + 2 * 2.0
     assert found.unmeasured == (text_encoder,)
+
+
+def test_other_weights_are_named_as_they_run_and_take_the_time_of_their_graph(catalog: Catalog) -> None:
+    request = pb.GenerateRequest(engine="sd15", prompt="a house", steps=10, **SMALL)
+    lora = Part("lora", "ab" * 32, frozenset({"unet"}))
+    what = replace(plan(request, catalog), parts=(lora,))
+    text_encoder, _, unet, vae_decoder = (spec.name for spec in what.engine.specs)
+    changed = what.variants[unet].spec.name
+    first = explain(what, lambda network, shape: {unet: 0.25, text_encoder: 1.0, vae_decoder: 2.0}.get(network))
+    assert first.executions == {text_encoder: 1, changed: 10, vae_decoder: 1}
+    assert (first.seconds, first.unmeasured) == (10 * 0.25 + 3.0, ())
+    warm = explain(what, lambda network, shape: {unet: 0.25, changed: 0.5}.get(network))
+    assert (warm.seconds, warm.unmeasured) == (10 * 0.5, (text_encoder, vae_decoder))
+    assert explain(what, no_time).unmeasured == (text_encoder, changed, vae_decoder)
 
 
 def no_time(network: str, shape: Shape) -> None:

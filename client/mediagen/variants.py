@@ -5,6 +5,8 @@ from typing import Any
 
 from mediagen.v1 import image_pb2 as pb
 
+_SOURCES = {number: name.removeprefix("VARIANT_SOURCE_").lower() for name, number in pb.VariantSource.items()}
+
 
 def preparing(models: Sequence[str]) -> str:
     """The first by its name, the others counted: all of them would leave no room for the bar."""
@@ -17,7 +19,7 @@ def as_dict(variant: pb.Variant) -> dict[str, Any]:
     return {
         "model": variant.model,
         "graph": variant.graph,
-        "source": pb.VariantSource.Name(variant.source).removeprefix("VARIANT_SOURCE_").lower(),
+        "source": _SOURCES.get(variant.source, _SOURCES[pb.VARIANT_SOURCE_UNSPECIFIED]),
         "build_ms": round(variant.build_ms, 1),
         "load_ms": round(variant.load_ms, 1),
     }
@@ -33,5 +35,5 @@ def origin(variant: Mapping[str, Any]) -> str:
             return f"from disk, {loaded}"
         case "memory":
             return "in memory"
-        case other:  # of a newer service
-            return f"{other}, {loaded}"
+        case _:  # of a newer service
+            return loaded
