@@ -166,6 +166,7 @@ def test_a_lora_s_weights_are_diffusers_own(tmp_path: Path, card: str, layout: A
     expect_equal(merged(tmp_path, card, {file: weight}), fused(card, {file: weight}), card)
 
 
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")  # peft's, of a second adapter
 def test_two_loras_of_two_formats_add_up_as_diffusers_adds_them(tmp_path: Path, card: str) -> None:
     files = {saved(peft(card), tmp_path / "a.safetensors"): 0.7, saved(kohya(card), tmp_path / "b.safetensors"): -0.4}
 
