@@ -1,4 +1,4 @@
-"""The `mediagen` command: generate, explain, engines, styles, serve."""
+"""The `mediagen` command: generate, explain, engines, styles, assets, serve."""
 
 import json
 import os
@@ -17,21 +17,18 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from mediagen import variants
-from mediagen.client import DEFAULT_ADDRESS, Client, MediagenError
-from mediagen.local_service import ServiceFailed, local_service, require_service
+from mediagen import assets, variants
+from mediagen.client import DEFAULT_ADDRESS, Client
+from mediagen.local_service import local_service, require_service
 from mediagen.options import asking
+from mediagen.terminal import Address, AsJson, Tenant, errors, people
 from mediagen.v1 import image_pb2 as pb
 from mediagen.v1.engine_pb2 import EngineState
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-# Standard output is for programs. What is told may hold brackets and colons of a prompt: no markup is read from it.
-people = Console(stderr=True, highlight=False, markup=False, emoji=False)
+app.add_typer(assets.app, name="assets")
 _SUFFIXES = {".png": pb.IMAGE_ENCODING_PNG, ".jpg": pb.IMAGE_ENCODING_JPEG, ".jpeg": pb.IMAGE_ENCODING_JPEG}
 _PHASES = ("queue", "adapters", "conditioning", "denoising", "decoding", "encoding", "total")
-
-Address = Annotated[str, typer.Option(envvar="MEDIAGEN_GRPC_ADDRESS", help="host:port of the service")]
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
 
 
 @app.command()
@@ -40,6 +37,7 @@ def generate(
     request: pb.GenerateRequest,
     output: Annotated[Path, typer.Option("--output", "-o", help="file to write, .png or .jpg")] = Path("picture.png"),
     timeout: Annotated[float | None, typer.Option(help="seconds for the whole call")] = None,
+    tenant: Tenant = None,
     address: Address = DEFAULT_ADDRESS,
     start_service: Annotated[bool, typer.Option(help="start a service for this call and stop it afterwards")] = False,
     as_json: AsJson = False,
@@ -48,7 +46,7 @@ def generate(
     if output.suffix.lower() not in _SUFFIXES:
         raise typer.BadParameter(f"{output} must end in {', '.join(_SUFFIXES)}", param_hint="--output")
     request.image_encoding = _SUFFIXES[output.suffix.lower()]
-    with _errors(), _service(address) if start_service else nullcontext(), Client(address) as client:
+    with errors(), _service(address) if start_service else nullcontext(), Client(address, tenant) as client:
         report = _draw(client, request, output, timeout)
     if as_json:
         print(json.dumps(report, ensure_ascii=False))  # noqa: T201
@@ -67,9 +65,11 @@ def generate(
 
 @app.command()
 @asking
-def explain(request: pb.GenerateRequest, address: Address = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
+def explain(
+    request: pb.GenerateRequest, tenant: Tenant = None, address: Address = DEFAULT_ADDRESS, as_json: AsJson = False
+) -> None:
     """Tell what a request would run and how long it would take, or what is wrong with it; nothing is drawn."""
-    with _errors(), Client(address) as client:
+    with errors(), Client(address, tenant) as client:
         reply = client.explain(request, timeout=60)
     if as_json:
         print(json.dumps(_as_dict(reply), ensure_ascii=False))  # noqa: T201
@@ -82,7 +82,7 @@ def explain(request: pb.GenerateRequest, address: Address = DEFAULT_ADDRESS, as_
 @app.command()
 def engines(address: Address = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
     """List what the service can draw with."""
-    with _errors(), Client(address) as client:
+    with errors(), Client(address) as client:
         found = client.engines(timeout=10)
     if as_json:
         print(json.dumps([MessageToDict(engine, preserving_proto_field_name=True) for engine in found]))  # noqa: T201
@@ -104,7 +104,7 @@ def engines(address: Address = DEFAULT_ADDRESS, as_json: AsJson = False) -> None
 @app.command()
 def styles(address: Address = DEFAULT_ADDRESS) -> None:
     """List the names that --style takes, a line each."""
-    with _errors(), Client(address) as client:
+    with errors(), Client(address) as client:
         found = client.engines(timeout=10)
     for name in dict.fromkeys(style for engine in found for style in engine.style_presets):
         print(name)  # noqa: T201
@@ -113,7 +113,7 @@ def styles(address: Address = DEFAULT_ADDRESS) -> None:
 @app.command()
 def serve() -> None:
     """Run the service until Ctrl-C. Settings come from MEDIAGEN_* variables."""
-    with _errors():
+    with errors():
         require_service()
     os.execv(sys.executable, [sys.executable, "-m", "server"])
 
@@ -207,21 +207,6 @@ def _service(address: str) -> Iterator[None]:
         with people.status(Text(f"starting a service on {address}")):
             stack.enter_context(local_service(address))
         yield
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """Failures as sentences, and exit status 1."""
-    try:
-        yield
-    except (MediagenError, ServiceFailed, OSError) as error:
-        violations = error.violations if isinstance(error, MediagenError) else ()
-        for field, description in violations:
-            people.print(Text.assemble((field, "red"), f": {description}"), soft_wrap=True)
-        if not violations:
-            code = f"{error.code.name}: " if isinstance(error, MediagenError) else ""
-            people.print(Text.assemble((code, "red"), str(error)), soft_wrap=True)
-        raise typer.Exit(1) from error
 
 
 def main() -> None:
