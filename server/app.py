@@ -40,7 +40,7 @@ from server.prompt_filter import nothing_blocked, read_word_list
 from server.rpc.asset_service import AssetService
 from server.rpc.engine_service import EngineService
 from server.rpc.image_service import ImageService
-from server.rpc.interceptor import CallInterceptor
+from server.rpc.interceptor import CallInterceptor, tenant
 from server.rpc.reflection import enable as enable_reflection
 from server.scheduler import ROW_SECONDS, StepScheduler
 from server.settings import EMBEDDED, NONE, Settings
@@ -120,7 +120,9 @@ async def service(settings: Settings) -> AsyncIterator[Ports]:
         variants = Variants(engines, builder.ensure, settings.variants, scheduler.run_as)
         stack.push_async_callback(variants.close)
         image_service = ImageService(
-            catalog, variants.held, Admission(settings.max_requests), prompt_filter, scheduler.meter.seconds
+            *(catalog, variants.held, Admission(settings.max_requests), prompt_filter, scheduler.meter.seconds),
+            shelf=lambda: assets.library.shelf(tenant.get()),
+            absent=variants.absent,
         )
         stack.callback(image_service.close)
         image_pb2_grpc.add_ImageServiceServicer_to_server(image_service, server)
