@@ -23,6 +23,7 @@ class Listening(image_pb2_grpc.ImageServiceServicer):
 
     def __init__(self) -> None:
         self.asked: list[pb.GenerateRequest] = []
+        self.tenants: list[str] = []
         self.variants: list[pb.Variant] = []
         self.prepare: Callable[[], object] = bool
 
@@ -30,6 +31,7 @@ class Listening(image_pb2_grpc.ImageServiceServicer):
         self, request: pb.GenerateStreamRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.GenerateStreamResponse]:
         self.asked.append(request.request)
+        self.tenants += [value for key, value in context.invocation_metadata() if key == "x-mediagen-tenant"]
         yield pb.GenerateStreamResponse(accepted=pb.Accepted(effective=pb.EffectiveParameters(evaluations=1)))
         absent = [variant.model for variant in self.variants if variant.source != pb.VARIANT_SOURCE_MEMORY]
         if absent:
@@ -42,6 +44,7 @@ class Listening(image_pb2_grpc.ImageServiceServicer):
 
     def Explain(self, request: pb.ExplainRequest, context: grpc.ServicerContext) -> pb.ExplainResponse:
         self.asked.append(request.request)
+        self.tenants += [value for key, value in context.invocation_metadata() if key == "x-mediagen-tenant"]
         loras = dict(request.request.loras)
         told = pb.EffectiveParameters(engine="sd15", models=[UNET], loras=loras)
         return pb.ExplainResponse(effective=told, executions={UNET: 30}, estimated_ms=1000)
@@ -112,6 +115,19 @@ def test_without_options_nothing_is_put_on_top(mediagen, service: Listening) -> 
     assert service.asked == [
         pb.GenerateRequest(prompt="a man luis", engine="sd15", image_encoding=pb.IMAGE_ENCODING_PNG)
     ]
+
+
+@pytest.mark.parametrize("name", ["generate", "explain"])
+def test_a_tenant_asks_for_its_own_assets(
+    mediagen, service: Listening, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.delenv("MEDIAGEN_TENANT", raising=False)
+    mediagen(name)
+    assert service.tenants == []
+    mediagen(name, "--tenant", "acme")
+    monkeypatch.setenv("MEDIAGEN_TENANT", "else")
+    mediagen(name)
+    assert service.tenants == ["acme", "else"]
 
 
 @pytest.mark.parametrize(
