@@ -1,10 +1,13 @@
-"""A model repository whose engines compute next to nothing: a real one's ports, settings, tokenizer and card.
+"""A model repository whose engines compute next to nothing: a real one's ports, settings, tokenizer and card,
+less what adapters need.
 
 Against it a call's time is nearly all cost of the service, so that it can be read on a loaded machine too. Knows SD
 1.5's four engines; needs onnx (the `export` set).
 """
 
+import json
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from safetensors.numpy import save_file
 
 from server.catalog import read_catalog
 from server.engines.port import Array, Spec
+from server.families import sd15
 from server.families.sd15 import Sd15Card
 
 _TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "uint8": TensorProto.UINT8}
@@ -21,17 +25,16 @@ _Graph = tuple[list[NodeProto], dict[str, Array], dict[str, Array], dict[str, Ar
 
 def write(original: Path, root: Path) -> None:
     """The card `sd15` of `original` with hollow engines."""
-    engine = read_catalog(original)["sd15"]
-    shutil.copy(original / "sd15.json", root)
-    text_encoder, vae_encoder, unet, vae_decoder = engine.specs
-    assert isinstance(engine.card, Sd15Card)
-    width = engine.card.text_width
-    scale = engine.card.pixels_per_latent
+    whole = read_catalog(original)["sd15"].card
+    assert isinstance(whole, Sd15Card)
+    card = replace(whole, control=False, image_side=0, ip_blocks=(), ip_plus=False)
+    root.joinpath("sd15.json").write_text(json.dumps(asdict(card)))
+    text_encoder, vae_encoder, unet, vae_decoder = sd15.engines(card)
     graphs = {
-        text_encoder: _text(width),
-        vae_encoder: _vae_encoder(scale),
-        unet: _unet(width),
-        vae_decoder: _vae_decoder(scale),
+        text_encoder: _text(card.text_width),
+        vae_encoder: _vae_encoder(card.pixels_per_latent),
+        unet: _unet(card.text_width),
+        vae_decoder: _vae_decoder(card.pixels_per_latent),
     }
     for spec, graph in graphs.items():
         _write(original / spec.name, root / spec.name, spec, graph)

@@ -96,7 +96,7 @@ def request_message() -> pb.GenerateRequest:
 async def fake_engines(catalog: Catalog) -> FakeEngines:
     """The default engines, loaded, with zeros for an answer."""
     card = catalog["sd15"].card
-    text_encoder, vae_encoder, unet, vae_decoder = catalog["sd15"].specs
+    text_encoder, image_encoder, vae_encoder, unet, vae_decoder = catalog["sd15"].specs
 
     def pixels(latents: np.ndarray) -> np.ndarray:
         rows, _, height, width = latents.shape
@@ -114,6 +114,10 @@ async def fake_engines(catalog: Catalog) -> FakeEngines:
         {
             text_encoder.name: lambda inputs: {
                 "hidden_states": np.zeros((*inputs["input_ids"].shape, card.text_width), np.float32)
+            },
+            image_encoder.name: lambda inputs: {
+                port.name: np.zeros((len(inputs["pixel_values"]), *port.shape[1:]), np.float32)
+                for port in image_encoder.outputs
             },
             vae_encoder.name: lambda inputs: posterior(inputs["pixels"]),
             unet.name: lambda inputs: {"prediction": np.zeros_like(inputs["sample"])},

@@ -41,7 +41,7 @@ async def test_health_is_watched_on_after_an_error() -> None:
 
 def test_what_is_preloaded_is_all_networks_of_the_engines_named(catalog: Catalog) -> None:
     networks = tuple(spec.name for spec in catalog["sd15"].specs)
-    settings = replace(read({}), preload=("sd15",), engine_memory=40)
+    settings = replace(read({}), preload=("sd15",), engine_memory=50)
     assert tuple(_preload(settings, catalog, dict.fromkeys(networks, 10))) == networks
     assert _preload(read({}), catalog, {}) == []
 
@@ -50,7 +50,7 @@ def test_a_preload_that_cannot_be_is_refused_before_anything_starts(catalog: Cat
     sizes = dict.fromkeys((spec.name for spec in catalog["sd15"].specs), 2**30)
     with pytest.raises(ValueError, match=r"names nothing; this repository has .*sd15"):
         _preload(replace(read({}), preload=("sd15", "nothing")), catalog, sizes)
-    with pytest.raises(ValueError, match=r"asks for 4.00 GiB of engines and MEDIAGEN_ENGINE_MEMORY allows 2.00 GiB"):
+    with pytest.raises(ValueError, match=r"asks for 5.00 GiB of engines and MEDIAGEN_ENGINE_MEMORY allows 2.00 GiB"):
         _preload(replace(read({}), preload=("sd15",), engine_memory=2 * 2**30), catalog, sizes)
 
 
@@ -59,15 +59,15 @@ def test_an_engine_whose_networks_have_no_room_beside_each_other_is_warned_of_at
 ) -> None:
     sd15 = {"sd15": catalog["sd15"]}
     sizes = dict.fromkeys((spec.name for spec in sd15["sd15"].specs), 2**30)
-    _warn_of_little_room(replace(read({}), engine_memory=4 * 2**30), sd15, sizes)
+    _warn_of_little_room(replace(read({}), engine_memory=5 * 2**30), sd15, sizes)
     assert not caplog.records
     _warn_of_little_room(replace(read({}), engine_memory=2 * 2**30), sd15, sizes)
-    assert "sd15 take 4.00 GiB and MEDIAGEN_ENGINE_MEMORY allows 2.00 GiB" in caplog.text
+    assert "sd15 take 5.00 GiB and MEDIAGEN_ENGINE_MEMORY allows 2.00 GiB" in caplog.text
 
 
 def test_a_network_of_a_large_engine_has_longer_before_it_counts_as_hanging(catalog: Catalog) -> None:
-    text_encoder, vae_encoder, unet, vae_decoder = (spec.name for spec in catalog["sd15"].specs)
-    sizes = {text_encoder: 2**30, vae_encoder: 2**28, unet: 7 * 2**30, vae_decoder: 2**28}
+    text_encoder, image_encoder, vae_encoder, unet, vae_decoder = (spec.name for spec in catalog["sd15"].specs)
+    sizes = {text_encoder: 2**30, image_encoder: 0, vae_encoder: 2**28, unet: 7 * 2**30, vae_decoder: 2**28}
     seconds = _row_seconds({"sd15": catalog["sd15"]}, sizes)
     assert {seconds(name) for name in sizes} == {60 * 9.5}
     assert seconds("sd15_unet_control") == 60 * 9.5  # a graph that only variants have

@@ -131,7 +131,7 @@ async def test_calls_are_estimated_as_pictures_share_them(catalog: Catalog, imag
 async def test_an_estimate_is_the_sum_of_what_is_known_and_names_what_is_not(catalog: Catalog) -> None:
     request = pb.GenerateRequest(engine="sd15", prompt="a house", steps=10, num_images=2, **SMALL)
     what = plan(request, catalog)
-    text_encoder, _, unet, vae_decoder = (spec.name for spec in what.engine.specs)
+    text_encoder, unet, vae_decoder = (f"sd15_{part}" for part in ("text_encoder", "unet", "vae_decoder"))
     known = {unet: 0.25, vae_decoder: 2.0}
     found = explain(what, lambda network, shape: known.get(network))
     assert found.seconds == 10 * 0.25 + 2 * 2.0
@@ -142,7 +142,7 @@ def test_other_weights_are_named_as_they_run_and_take_the_time_of_their_graph(ca
     request = pb.GenerateRequest(engine="sd15", prompt="a house", steps=10, **SMALL)
     lora = Part("lora", "ab" * 32, frozenset({"unet"}))
     what = replace(plan(request, catalog), parts=(lora,))
-    text_encoder, _, unet, vae_decoder = (spec.name for spec in what.engine.specs)
+    text_encoder, unet, vae_decoder = (f"sd15_{part}" for part in ("text_encoder", "unet", "vae_decoder"))
     changed = what.variants[unet].spec.name
     first = explain(what, lambda network, shape: {unet: 0.25, text_encoder: 1.0, vae_decoder: 2.0}.get(network))
     assert first.executions == {text_encoder: 1, changed: 10, vae_decoder: 1}

@@ -12,6 +12,7 @@ def test_of_the_default_repository_sd15_is_written_and_read_as_the_real_one(tmp_
     hollow.write(REPOSITORY, tmp_path)
     found = read_catalog(tmp_path)
     assert list(found) == ["sd15"]
-    assert found["sd15"].specs == read_catalog(REPOSITORY)["sd15"].specs
+    real = read_catalog(REPOSITORY)["sd15"].specs
+    assert found["sd15"].specs == tuple(spec for spec in real if spec.name != "sd15_image_encoder")
     for spec in found["sd15"].specs:
         assert (tmp_path / spec.name / "1" / "model.onnx").is_file()
