@@ -6,6 +6,7 @@ Knows how a variant is asked for and what may go wrong then; not what a variant 
 import asyncio
 import logging
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Collection, Mapping
@@ -132,6 +133,7 @@ class EmbeddedBuilder:
     async def __aenter__(self) -> Self:
         """Begin to start it; who asks it waits until it answers."""
         self._socket.parent.mkdir(parents=True, exist_ok=True)
+        _remove_dead_sockets(self._socket.parent)
         self._watcher = asyncio.create_task(self._watch())
         return self
 
@@ -181,6 +183,18 @@ class EmbeddedBuilder:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
+
+
+def _remove_dead_sockets(folder: Path) -> None:
+    """Those that killed gateways left: nobody listens there."""
+    for path in folder.glob("builder-*.socket"):
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink(missing_ok=True)
+            except OSError:  # another user's, or gone meanwhile
+                continue
 
 
 async def _hangs(address: str) -> None:

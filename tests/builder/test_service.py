@@ -191,6 +191,11 @@ async def test_it_ends_with_its_gateway_however_that_ends(tmp_path: Path) -> Non
     gateway.kill()
     await gateway.wait()
     await until(lambda: not Path(f"/proc/{pid}/exe").exists())
+    (left,) = (tmp_path / "cache").glob("builder-*")
+    async with Process(tmp_path) as process:
+        await process.builder.ensure(process.variant(1), ())
+        assert not left.exists()
+    assert not list((tmp_path / "cache").glob("builder-*"))
 
 
 async def until(true: Callable[[], bool]) -> None:
