@@ -28,19 +28,23 @@ ARROWS: Mapping[str, frozenset[str]] = {
         "server.http": "server.assets server.bounds server.fields server.plan server.prompt_filter server.prompts "
         "server.request server.rpc server.samplers server.violations",
         "server.admission": "",
-        "server.pipeline": "server.beginning server.canvas server.denoising server.families server.plan server.safety",
+        "server.pipeline": "server.adapters server.beginning server.canvas server.denoising server.families server.plan "
+        "server.safety",
         "server.denoising": "server.beginning server.families server.levels server.noise server.plan server.samplers",
         "server.beginning": "server.canvas server.families server.levels server.noise server.plan",
         "server.adapters": "server.engines server.prompts server.tokenizer",
-        "server.request": "server.adapters server.bounds server.canvas server.catalog server.engines server.families server.fields "
-        "server.images server.pictures server.plan server.prompts server.samplers server.sizes server.violations "
-        "server.wording",
+        "server.request": "server.bounds server.canvas server.catalog server.engines server.families server.fields "
+        "server.images server.pictures server.plan server.prompts server.request_adapters server.samplers server.sizes "
+        "server.violations server.wording",
+        "server.request_adapters": "server.adapters server.assets server.bounds server.builder server.canvas "
+        "server.catalog server.clip server.engines server.families server.fields server.images server.violations",
         "server.fields": "server.violations",
         "server.bounds": "",
         "server.sizes": "server.families",
         "server.violations": "",
         "server.wording": "server.adapters server.engines server.families server.prompts server.tokenizer",
-        "server.plan": "server.adapters server.canvas server.catalog server.engines server.families server.pictures server.samplers server.tokenizer",
+        "server.plan": "server.adapters server.canvas server.catalog server.engines server.families server.pictures "
+        "server.samplers server.tokenizer",
         "server.canvas": "server.engines",
         "server.images": "server.engines",
         "server.catalog": "server.adapters server.families server.engines server.levels server.safety server.tokenizer",
