@@ -28,8 +28,8 @@ ARROWS: Mapping[str, frozenset[str]] = {
         "server.http": "server.assets server.bounds server.fields server.plan server.prompt_filter server.prompts "
         "server.request server.rpc server.samplers server.violations",
         "server.admission": "",
-        "server.pipeline": "server.adapters server.beginning server.canvas server.denoising server.families server.plan "
-        "server.safety",
+        "server.pipeline": "server.adapters server.beginning server.canvas server.denoising server.families "
+        "server.plan server.safety",
         "server.denoising": "server.beginning server.families server.levels server.noise server.plan server.samplers",
         "server.beginning": "server.canvas server.families server.levels server.noise server.plan",
         "server.adapters": "server.engines server.prompts server.tokenizer",
