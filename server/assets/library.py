@@ -106,7 +106,7 @@ class Library:
                 if _goes_on(held, described):
                     return held.asset
                 self._give_way(held)
-            if len(self.store.owned(owner)) >= MAX_ASSETS:
+            if self.store.count_owned(owner) >= MAX_ASSETS:
                 raise LibraryFull(f"you have {MAX_ASSETS:,} assets, as many as one may have; delete some")
             self.refuse_too_much(described.size_bytes or 0)
             asset = Asset(

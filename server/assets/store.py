@@ -194,6 +194,9 @@ class Store:
     def owned(self, owner: str) -> list[Row]:
         return [_row(row) for row in self._run("SELECT * FROM assets WHERE owner = :owner", owner=owner)]
 
+    def count_owned(self, owner: str) -> int:
+        return int(self._run("SELECT COUNT(*) FROM assets WHERE owner = :owner", owner=owner)[0][0])
+
     def in_state(self, *states: AssetState, before: datetime | None = None) -> list[Row]:
         """Those that came into it before a time."""
         marks = ", ".join("?" * len(states))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from assets.conftest import BUDGET, Clock, bring, described, files, looked_at
 
+from server.assets import library as keeping
 from server.assets.asset import AssetState, AssetType, blob
 from server.assets.faults import (
     BadUpload,
@@ -252,6 +253,15 @@ def test_what_is_over_the_budget_is_refused_before_a_byte_and_leaves_nothing(lib
     library.describe("bob", described(b"x" * 4_000_001, "second"))
 
 
+def test_a_tenant_has_so_many_assets_and_no_more(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "MAX_ASSETS", 2)
+    for name in ("a", "b"):
+        library.describe("ann", described(CONTENT, name))
+    with pytest.raises(LibraryFull, match="as many as one may have"):
+        library.describe("ann", described(CONTENT, "c"))
+    library.describe("bob", described(CONTENT, "c"))
+
+
 def test_what_the_disk_cannot_hold_is_refused_before_a_byte(tmp_path: Path) -> None:
     library = Library(tmp_path, looked_at, 2**60)
     asked = described(b"x")
@@ -302,6 +312,7 @@ CRASH = """
 import os, sys
 from pathlib import Path
 from assets.conftest import described, looked_at
+from server.assets import library as keeping
 from server.assets.library import Library
 from server.assets.uploads import Upload
 

@@ -6,6 +6,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from server.admission import Overloaded
+from server.assets import faults as assets
 from server.builder.faults import BuilderAway, BuildFailed, NoDisk, PartMissing, PartUnfit
 from server.engines.port import (
     EngineFault,
@@ -15,7 +16,7 @@ from server.engines.port import (
     EngineTimeout,
     EngineUnavailable,
 )
-from server.rpc.errors import NotBuilt, fault_of, trailers
+from server.rpc.errors import ASSET_FAULTS, NotBuilt, fault_of, trailers
 from server.violations import InvalidRequest, Violation
 
 Code = grpc.StatusCode
@@ -78,3 +79,16 @@ def test_a_fault_is_told_by_code_reason_and_detail(
 @pytest.mark.parametrize("bug", [EngineFault("boom"), EngineInputError("x is missing"), KeyError("x"), ValueError("x")])
 def test_what_no_caller_can_help_is_a_bug(bug: Exception) -> None:
     assert fault_of(bug) is None
+
+
+def test_every_fault_of_the_asset_library_is_in_the_table() -> None:
+    named = {value for value in vars(assets).values() if isinstance(value, type)} - {assets.AssetFault}
+    assert named == {value for value in named if issubclass(value, assets.AssetFault)} == ASSET_FAULTS.keys()
+    reasons = [reason for _, _, reason in ASSET_FAULTS.values()]
+    assert len(reasons) == len(set(reasons))
+
+
+def test_who_meets_a_running_upload_is_told_when_to_retry() -> None:
+    fault = fault_of(assets.UploadRunning("its bytes are being sent"))
+    assert fault is not None
+    assert (fault.code, fault.details) == (Code.ABORTED, (retry(1_000_000_000),))
