@@ -33,7 +33,8 @@ from demo.training.loop import Dice
 TOKENS = 4
 NO_IMAGE = 0.08  # share of images left out: zeros, what guidance is away from
 LOOKED = 256  # pixels on the shorter side of a reference picture
-START_SCENES, START_STEPS = 3000, 1500  # what the projection starts from: see `start`
+ALONE = 2.0  # how much louder the values start in blocks that a method leaves to act alone
+START_SCENES, START_STEPS = 2000, 1500  # what the projection starts from: see `start`
 POSITIONS = (20, 36, 52, 68)  # of the padding after a caption: each knows the whole scene
 
 
@@ -66,7 +67,7 @@ class ImageAttention:
     """A cross-attention over states whose last four are an image's tokens, with keys and values of their own."""
 
     def __init__(self, part: KeysValues) -> None:
-        self._part = part
+        self.part = part
         self.on = True
 
     def __call__(
@@ -92,7 +93,7 @@ class ImageAttention:
 
         mixed = look(attn.to_k(text), attn.to_v(text))
         if self.on:
-            mixed = mixed + look(self._part.to_k_ip(image), self._part.to_v_ip(image))
+            mixed = mixed + look(self.part.to_k_ip(image), self.part.to_v_ip(image))
         out: Tensor = attn.to_out[0](mixed.unflatten(0, (-1, attn.heads)).transpose(1, 2).flatten(2))
         return out
 
@@ -154,7 +155,7 @@ class Sdxl:
 
     def __init__(self, folder: Path) -> None:
         self.mix = {(512, 512): 0.8, (416, 608): 0.1, (608, 416): 0.1}  # half-size pictures, as `sdxl.py` has them
-        self.pixels = 8 * 512 * 512
+        self.pixels = 4 * 512 * 512  # few pictures and many steps
         self.blocks = {
             "full": EVERYWHERE, "style": ("up_blocks.0.attentions.1",), "composition": ("down_blocks.2.attentions.1",),
         }  # fmt: skip
@@ -178,8 +179,8 @@ class Sd15:
     """SD 1.5."""
 
     def __init__(self, folder: Path) -> None:
-        self.mix = {(256, 256): 0.4, (512, 512): 0.4, (384, 256): 0.1, (256, 384): 0.1}
-        self.pixels = 6 * 512 * 512
+        self.mix = {(256, 256): 0.7, (512, 512): 0.14, (384, 256): 0.08, (256, 384): 0.08}
+        self.pixels = 8 * 256 * 256
         self.blocks = {"full": EVERYWHERE, "style": ("up_blocks.1",), "composition": ("down_blocks.2", "mid_block")}
         self.unet = UNet2DConditionModel.from_pretrained(folder / "unet", dtype=torch.float32).eval()
         self._tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
@@ -251,6 +252,10 @@ class IpAdapter:
         adapter.load_state_dict(load_file(started))
         self.model: nn.Module = adapter
         self._attentions = adapter.attach(network.unet)
+        alone = network.blocks["style"] + network.blocks["composition"]
+        for name, attention in self._attentions.items():
+            if name.startswith(alone):
+                attention.part.to_v_ip.weight.data.mul_(ALONE)
 
     def loss(self, done: float, dice: Dice) -> tuple[Tensor, int]:
         """See `Task`."""

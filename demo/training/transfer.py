@@ -33,10 +33,10 @@ from export.photomaker import IdEncoder
 
 RANK = 8
 PICTURES = (1, 1, 2, 2, 3, 4)  # of a subject, drawn from
-BATCH_PIXELS = 8 * 512 * 512  # of the half-size pictures
+BATCH_PIXELS = 4 * 512 * 512  # of the half-size pictures: few pictures and many steps
 MIX = {(512, 512): 0.8, (416, 608): 0.1, (608, 416): 0.1}
 NOTHING_SAID, NO_SUBJECT, BOTH = 0.1, 0.12, 0.4  # shares: empty texts, full captions without pictures, both things told
-START_SUBJECTS, START_STEPS = 2000, 1500
+START_SUBJECTS, START_STEPS = 1200, 1500
 
 
 @dataclass(frozen=True)
