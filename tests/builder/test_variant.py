@@ -18,6 +18,7 @@ from diffusers import UNet2DConditionModel
 from onnx import TensorProto, helper
 from safetensors.numpy import load_file
 
+from server.adapters.weights import Kind
 from server.builder.reading import Tensors
 from server.builder.variant import MOST_PARTS, BadPart, NoSpace, Source, build, is_of
 from server.engines.openvino_runtime import OpenVINOEngine
@@ -317,3 +318,28 @@ def test_a_graph_s_other_tensors_stay_as_they_are(tmp_path: Path) -> None:
         for tensor in model.graph.initializer:
             del tensor.external_data[:]
     assert before == after
+
+
+@pytest.mark.parametrize(
+    ("graph", "kind", "brought"),
+    [
+        ("sd15_unet_control", "controlnet", ("controlnet",)),
+        ("sdxl_unet_ip", "ip_adapter", ("ip_adapter", "ip_projection")),
+        ("ssd_ip_projection", "ip_adapter", ("ip_adapter", "ip_projection")),
+    ],
+)
+def test_the_repository_s_own_templates_take_an_adapter(
+    tmp_path: Path, graph: str, kind: Kind, brought: tuple[str, ...]
+) -> None:
+    card = graph.partition("_")[0]
+    named = {name: shape for part in brought for name, shape in engine(card).components[part].items()}
+    file = {name: some_random(1, *shape, scale=0.05).astype(np.float16) for name, shape in named.items()}
+    unet = load_file(REPOSITORY / f"{card}_unet" / "1" / "weights.safetensors")
+
+    made = weights(variant(tmp_path, graph, Source(kind, saved(file, tmp_path / "a.safetensors"))))
+
+    owners = {name.partition("/")[0] for name in made}
+    assert owners == ({kind} if "projection" in graph else {"unet", kind})
+    for name, tensor in made.items():
+        owner, _, own = name.partition("/")
+        assert np.array_equal(tensor, unet[own] if owner == "unet" else file[own]), name
