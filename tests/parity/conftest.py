@@ -5,6 +5,7 @@ import shutil
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from diffusers import StableDiffusionPipeline
 from safetensors.numpy import load
 
 from server.catalog import Engine, read_catalog
+
+if TYPE_CHECKING:
+    from parity import tiny_adapters
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHECKPOINT = ROOT / "demo" / "checkpoints" / "sd15"
@@ -69,3 +73,11 @@ def _randomised(data: bytes, seed: int) -> bytes:
         begin, end = header[name]["data_offsets"]
         fresh[8 + header_length + begin : 8 + header_length + end] = values.tobytes()
     return bytes(fresh)
+
+
+@pytest.fixture(scope="session")
+def adapted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> "tiny_adapters.Subject":
+    """A checkpoint of a kind with a ControlNet and IP-Adapters; the parameter names the kind."""
+    from parity import tiny_adapters  # here: it imports test modules, which pytest is to see first
+
+    return tiny_adapters.subject(request.param, *(tmp_path_factory.mktemp(request.param) for _ in range(2)))
