@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from transformers.utils import logging as transformers_logging
 
-from export import ExportError
+from export import ExportError, preprocessor, transfer
 from export.checkpoint import Checkpoint, open_checkpoint, open_component
 from export.parity import report
 from export.published import PUBLISHED, Place, Published
@@ -21,6 +21,7 @@ from export.recipes.image_prompt import ENCODER, PLUS
 from export.repository import Recipe, export
 
 NONE = "none"  # for --refiner
+BESIDE = {"photomaker": transfer.main, "preprocessor": preprocessor.main}  # what is put beside a checkpoint's engines
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -30,7 +31,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Render a diffusers checkpoint into a model repository that Triton serves: weightless ONNX\n"
         "graphs, weights as half precision safetensors, config.pbtxt, golden tensors, tokenizers and card. Ends\n"
         "with a comparison of every engine with torch, and writes nothing when one differs.",
-        epilog=f"published checkpoints:\n{''.join(_lines(name) for name in PUBLISHED)}",
+        epilog="beside a checkpoint's engines (--help tells more):\n"
+        "  python -m export photomaker    a PhotoMaker v1 file, for transfer images\n"
+        "  python -m export preprocessor  a network that makes control maps, such as depth\n\n"
+        f"published checkpoints:\n{''.join(_lines(name) for name in PUBLISHED)}",
     )
     parser.add_argument("engine", choices=list(PUBLISHED), help="what to render, and its name in requests")
     parser.add_argument(
@@ -77,8 +81,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """0 when the repository was written, 1 with one sentence on stderr when not."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if words and words[0] in BESIDE:
+        return BESIDE[words[0]](words[1:])
     parser = _parser()
-    given = parser.parse_args(arguments)
+    given = parser.parse_args(words)
     published = PUBLISHED[given.engine]
     name = given.engine if given.name is None else given.name
     if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,63}", name):

@@ -49,7 +49,8 @@ def computed(spec: Spec, by: Reference, module: torch.nn.Module, inputs: Mapping
 
 def compare(recipe: EngineRecipe, model: Path, inputs: Mapping[str, Array], expected: Mapping[str, Array]) -> Row:
     """Run an exported engine on `inputs` and compare with what torch gave."""
-    large = model.with_name(WEIGHTS).stat().st_size > _LARGE
+    weights = model.with_name(WEIGHTS)
+    large = weights.is_file() and weights.stat().st_size > _LARGE
     found = (_onnx_runtime if large else _openvino)(model, inputs, list(expected))
     size = ", ".join(f"{port.name} {'x'.join(map(str, inputs[port.name].shape))}" for port in recipe.spec.inputs)
     # An untrained network gives the same whatever it is given: then nothing has been compared. One output of several

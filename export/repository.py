@@ -86,6 +86,17 @@ def _export_engine(
     return parity.compare(engine, version / "model.onnx", checked, expected)
 
 
+def render(engine: EngineRecipe, component: torch.nn.Module, building: Path, progress: Progress) -> parity.Row:
+    """An engine of a component that comes from no checkpoint, all its weights as half precision holds them."""
+    version = _version(engine.spec, building)
+    state = component.state_dict()
+    write_half({name: tensor.shape for name, tensor in state.items()}, state.values(), version / WEIGHTS)
+    checked = examples(engine, engine.checked, _SEED)
+    expected = _graph(engine, engine.wrap(component), version, checked, progress)
+    progress(f"{engine.spec.name}: comparison with torch")
+    return parity.compare(engine, version / "model.onnx", checked, expected)
+
+
 def _torch_side(
     engine: EngineRecipe,
     kind: type,
@@ -99,8 +110,14 @@ def _torch_side(
     component = load_component(kind, checkpoint, engine.component)
     # An autoencoder's two engines get a file each, of equal bytes: onnx refuses a graph whose weights are a hard link.
     write_weights(component, checkpoint, engine.component, version / WEIGHTS)
+    return _graph(engine, engine.wrap(component), version, checked, progress)
+
+
+def _graph(
+    engine: EngineRecipe, module: torch.nn.Module, version: Path, checked: Mapping[str, Array], progress: Progress
+) -> dict[str, Array]:
+    """Graph and golden tensors over the weights that lie there; returns torch's answer to `checked`."""
     progress(f"{engine.spec.name}: graph")
-    module = engine.wrap(component)
     model = graphs.trace(engine, module, examples(engine, engine.traced, _SEED))
     onnx = graphs.attach_weights(model, WEIGHTS, stored_tensors(version / WEIGHTS))
     version.joinpath("model.onnx").write_bytes(onnx)
