@@ -288,6 +288,18 @@ def test_a_disk_that_is_full_in_the_middle_is_told_and_leaves_no_bytes(library: 
     assert files(library) == []
 
 
+def test_a_disk_that_takes_no_more_rows_is_told_and_the_library_goes_on(library: Library) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(LibraryFull, match="disk"):
+            [library.describe("ann", described(CONTENT, f"a{i}")) for i in range(100)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert library.count("ann", Wanted()) == len(library.page("ann", Wanted(), None, 1000))
+    assert bring(library, CONTENT, "later").state is AssetState.READY
+
+
 def test_uploads_that_stand_still_for_a_day_go_and_running_ones_stay(library: Library, clock: Clock) -> None:
     for name in ("described", "begun", "running"):
         id = library.describe("ann", described(CONTENT, name)).id
