@@ -24,7 +24,7 @@ def scheduler(fake_engines: FakeEngines) -> StepScheduler:
 @pytest.fixture
 def unet(catalog: Catalog) -> Spec:
     """The network of a step."""
-    return catalog["sd15"].specs[2]
+    return next(spec for spec in catalog["sd15"].specs if spec.name == "sd15_unet")
 
 
 def request(**fields: object) -> pb.GenerateRequest:

@@ -23,7 +23,8 @@ async def served(catalog: Catalog, fake_engines: FakeEngines) -> AsyncIterator[S
     made = routes(sd15, fake_engines, admission)
     transport = httpx.ASGITransport(made.app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://here", timeout=30) as client:
-        yield Served(client, made, fake_engines, made.scheduler, admission, catalog["sd15"].specs[2])
+        unet = next(spec for spec in catalog["sd15"].specs if spec.name == "sd15_unet")
+        yield Served(client, made, fake_engines, made.scheduler, admission, unet)
     await made.facade.close()
 
 

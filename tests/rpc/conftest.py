@@ -57,6 +57,7 @@ async def served(catalog: Catalog, fake_engines: FakeEngines, permits: int) -> A
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = image_pb2_grpc.ImageServiceStub(channel)
-        yield Served(stub, service, fake_engines, scheduler, admission, catalog["sd15"].specs[2])
+        unet = next(spec for spec in catalog["sd15"].specs if spec.name == "sd15_unet")
+        yield Served(stub, service, fake_engines, scheduler, admission, unet)
     await server.stop(None)
     service.close()
