@@ -9,6 +9,10 @@ from collections.abc import Iterator, Mapping
 
 from mediagen.v1 import image_pb2 as pb
 
+from server.asked import NO_ADAPTERS, read_adapters
+from server.asked import carries_pictures as guided_by_pictures
+from server.asked.reading import number
+from server.asked.shelf import NO_ASSETS, Shelf
 from server.bounds import MAX_IMAGES, NUMBERS, SEEDS, Within, check_seed
 from server.canvas import (
     FromNoise,
@@ -31,8 +35,6 @@ from server.pictures import JPEG, PNG
 from server.plan import UNGUIDED, Plan
 from server.prompts.styles import STYLES, nearest
 from server.prompts.weights import parse
-from server.request_adapters import NO_ADAPTERS, EmptyShelf, Shelf, number, read_adapters
-from server.request_adapters import carries_pictures as guided_by_pictures
 from server.samplers import SAMPLERS
 from server.samplers.base import Sampler
 from server.sizes import nearest_size, wrong_size
@@ -48,7 +50,6 @@ _ENCODINGS = {
 }
 
 
-NO_ASSETS = EmptyShelf()
 _PICTURES = {"mask_image": decode_mask, "init_image": decode}  # the lighter first: it is held beside the other
 
 

@@ -18,8 +18,8 @@ ARROWS: Mapping[str, frozenset[str]] = {
         "server.__main__": "server.app server.engines server.settings",
         "server.settings": "",
         "server.rpc": "server.adapters server.admission server.assets server.builder server.canvas server.catalog "
-        "server.engines server.explain server.pipeline server.plan server.prompt_filter server.prompts server.request "
-        "server.request_adapters server.safety server.variants server.violations",
+        "server.asked server.engines server.explain server.pipeline server.plan server.prompt_filter server.prompts "
+        "server.request server.safety server.variants server.violations",
         "server.explain": "server.engines server.meter server.plan",
         "server.assets": "server.violations",
         "server.variants": "server.adapters server.builder server.engines server.families",
@@ -34,9 +34,9 @@ ARROWS: Mapping[str, frozenset[str]] = {
         "server.beginning": "server.canvas server.families server.levels server.noise server.plan",
         "server.adapters": "server.engines server.prompts server.tokenizer",
         "server.request": "server.bounds server.canvas server.catalog server.engines server.families server.fields "
-        "server.images server.pictures server.plan server.prompts server.request_adapters server.samplers server.sizes "
+        "server.asked server.images server.pictures server.plan server.prompts server.samplers server.sizes "
         "server.violations server.wording",
-        "server.request_adapters": "server.adapters server.assets server.bounds server.builder server.canvas "
+        "server.asked": "server.adapters server.assets server.bounds server.builder server.canvas "
         "server.catalog server.clip server.engines server.families server.fields server.images server.violations",
         "server.fields": "server.violations",
         "server.bounds": "",

@@ -307,7 +307,9 @@ def test_a_negative_prompt_without_guidance_is_told_to_have_no_part(sdxl_catalog
         ("sd15", {"width": 1, "height": 1}, {"width": {"height"}, "height": {"width"}}),
         ("sd15", {"steps": 999, "clip_skip": 99}, {"steps": set(), "clip_skip": set()}),
         ("sd15", {"seeds": [{"value": 1}, {"value": -1}]}, {"seeds": {"num_images"}, "seeds[1]": set()}),
-        ("sd15", {"controlnet_conditioning_scale": 7.0}, {"controlnet_conditioning_scale": set()}),
+        ("sd15", {"controlnet_conditioning_scale": 7.0}, {"controlnet_conditioning_scale": {"controlnet"}}),
+        ("sd15", {"controlnet_conditioning_scale": -1.0}, {"controlnet_conditioning_scale": set()}),
+        ("sd3", {"controlnet_conditioning_scale": 7.0}, {"controlnet_conditioning_scale": set()}),  # it takes none
         ("sdxl", {"use_refiner": False, "high_noise_frac": 0.5}, {"high_noise_frac": {"use_refiner"}}),
         ("sdxl", {"use_refiner": False, "high_noise_frac": 7.0}, {"high_noise_frac": set()}),
     ],

@@ -10,13 +10,13 @@ from mediagen.v1 import image_pb2_grpc
 
 from server.adapters.weights import Variant
 from server.admission import Admission
+from server.asked.shelf import NO_ASSETS, Shelf
 from server.catalog import Catalog
 from server.explain import Seconds, explain
 from server.pipeline import Evaluated, Finished, Picture, generate
 from server.plan import Plan
 from server.prompt_filter import REFUSAL, PromptBlocked, PromptFilter
-from server.request import NO_ASSETS, carries_pictures, nearest_supported
-from server.request_adapters import Shelf
+from server.request import carries_pictures, nearest_supported
 from server.rpc.effective import effective
 from server.rpc.errors import NotBuilt
 from server.rpc.interceptor import Context, request_id

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from mediagen.v1 import image_pb2 as pb
 
+from server.asked.shelf import NO_ASSETS, Shelf
 from server.catalog import Catalog
 from server.plan import Plan
-from server.request import NO_ASSETS, carries_pictures, plan, positive_texts
-from server.request_adapters import Shelf
+from server.request import carries_pictures, plan, positive_texts
 
 SHORT_BYTES = 4096  # of a request that is read in a few milliseconds
 AT_A_TIME = 2  # requests with pictures: each takes up to 0.8 GiB for the largest files, whatever these weigh

@@ -19,10 +19,10 @@ from mediagen.v1 import image_pb2 as pb
 from PIL import Image
 from rpc.conftest import Served, status_of
 
+from server.asked.shelf import Shelf
 from server.catalog import Catalog
 from server.plan import Plan
 from server.request import plan, positive_texts
-from server.request_adapters import Shelf
 from server.rpc import reader
 from server.rpc.image_service import ROW
 from server.rpc.interceptor import Received

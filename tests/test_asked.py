@@ -17,12 +17,12 @@ from safetensors.numpy import save_file
 from server.adapters.control import Control, NoControl
 from server.adapters.ip_adapter import ImagePrompt, NoImagePrompt
 from server.adapters.weights import variants
+from server.asked.weights import MAX_LORAS
 from server.assets.asset import Asset, AssetState, AssetType, Facts
 from server.catalog import Catalog, read_catalog
 from server.pipeline import parameters
 from server.plan import Plan
 from server.request import plan
-from server.request_adapters import MAX_LORAS
 from server.rpc.effective import effective
 from server.violations import InvalidRequest
 

@@ -1,0 +1,164 @@
+"""Fields that bring pictures to go by: for a ControlNet, an IP-Adapter, and transfer images."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from mediagen.v1 import image_pb2 as pb
+
+from server.adapters.control import Control, NoControl
+from server.adapters.ip_adapter import ImagePrompt, Method, NoImagePrompt, latent_mask
+from server.adapters.preprocess import PREPROCESSORS
+from server.adapters.transfer import Transfer, wrong_triggers
+from server.adapters.weights import Part
+from server.asked.reading import MAX_TRIGGER, Reading, entries, number, part_of, wrong_trigger
+from server.assets.asset import Asset, AssetType
+from server.bounds import MAX_TRANSFERRED
+from server.canvas import Inpainting, NothingToPaint, framed, painted_at, whole
+from server.catalog import Engine
+from server.clip import normalised
+from server.engines.port import Array
+from server.families.adapted import AdaptedCard
+from server.families.sdxl import SdxlCard
+from server.images import decode_mask
+from server.violations import quoted
+
+MAX_TRIGGERS = 8  # of transfer images
+
+_METHODS: Mapping[int, Method] = {
+    pb.IP_ADAPTER_METHOD_UNSPECIFIED: "full",
+    pb.IP_ADAPTER_METHOD_FULL: "full",
+    pb.IP_ADAPTER_METHOD_STYLE: "style",
+    pb.IP_ADAPTER_METHOD_COMPOSITION: "composition",
+}
+
+
+def control(reading: Reading) -> tuple[Control | NoControl, Sequence[Part]]:
+    request, nothing = reading.request, (NoControl(), ())
+    asset = None
+    if reading.wants("controlnet"):
+        asset = reading.asset("controlnet", request.controlnet, AssetType.CONTROLNET)
+    picture = None
+    if reading.wants("controlnet_image"):
+        picture = reading.picture("controlnet_image", request.controlnet_image)
+    if asset is None or picture is None:
+        return nothing
+    wanted = request.controlnet_preprocess if request.HasField("controlnet_preprocess") else True
+    preprocessor = asset.facts.preprocessor if wanted else ""
+    if wanted and (wrong := _no_preprocessor(reading, asset)):
+        reading.wrong("controlnet_preprocess", wrong, "controlnet")
+        return nothing
+    mask, box = np.zeros((reading.size.height, reading.size.width), bool), whole(reading.size)
+    if isinstance(reading.start, Inpainting):
+        mask, box = reading.start.mask, reading.start.box
+    told = Control(
+        picture=framed(picture, reading.size, box),
+        mask=mask,
+        preprocessor=preprocessor,
+        scale=number(request, "controlnet_conditioning_scale"),
+        early_stop=number(request, "controlnet_early_stop"),
+    )
+    return told, (part_of(asset, "controlnet"),)
+
+
+def _no_preprocessor(reading: Reading, asset: Asset) -> str:
+    """Why this deployment cannot make a ControlNet's map; empty: it can."""
+    name, instead = asset.facts.preprocessor, "send the map itself with controlnet_preprocess false"
+    if not name:
+        return f"{quoted(asset.name)} does not say what its map is made by; {instead}"
+    deployed = {spec.name.removeprefix("preprocessor_") for spec in reading.engine.preprocessors}
+    if name not in PREPROCESSORS and name not in deployed:
+        why = f"this deployment has no preprocessor {quoted(name)}, which `python -m export preprocessor` renders"
+        return f"{why}; {instead}"
+    if name == "inpaint" and not isinstance(reading.start, Inpainting):
+        return f"{quoted(asset.name)} paints what mask_image marks; send init_image and mask_image, or {instead}"
+    return ""
+
+
+def image_prompt(reading: Reading) -> tuple[ImagePrompt | NoImagePrompt, str, Sequence[Part]]:
+    """With the name of its IP-Adapter."""
+    request, nothing = reading.request, (NoImagePrompt(), "", ())
+    if not reading.wants("ip_adapter_image"):
+        return nothing
+    name = request.ip_adapter or _first_ip_adapter(reading)
+    if not name:
+        why = f"the asset library has no IP-Adapter that fits {reading.engine.card.name}; upload one"
+        reading.wrong("ip_adapter_image", why, "engine")
+        return nothing
+    asset = reading.asset("ip_adapter", name, AssetType.IP_ADAPTER)
+    picture = reading.picture("ip_adapter_image", request.ip_adapter_image)
+    mask = _ip_adapter_mask(reading)
+    method = _METHODS.get(request.ip_adapter_method)
+    if method is None:
+        reading.wrong("ip_adapter_method", f"{request.ip_adapter_method} is none of full, style and composition")
+    if request.ip_adapter_mode not in pb.IpAdapterMode.values():
+        reading.wrong("ip_adapter_mode", f"{request.ip_adapter_mode} is not base, the only one there is")
+    if asset is None or picture is None or mask is None or method is None:
+        return nothing
+    prompt = ImagePrompt(
+        pixel_values=normalised(picture, _image_side(reading.engine)),
+        mask=latent_mask(mask, reading.engine.card.pixels_per_latent),
+        method=method,
+        scale=number(request, "ip_adapter_scale"),
+        projection="plus" if asset.facts.projection == "plus" else "linear",
+    )
+    return prompt, name, (part_of(asset, "ip_adapter"),)
+
+
+def _ip_adapter_mask(reading: Reading) -> Array | None:
+    """Where it applies: height width, bool, at the request's size. None where something is wrong with the mask."""
+    data = reading.request.ip_adapter_mask_image
+    if not data:
+        return np.ones((reading.size.height, reading.size.width), bool)
+    pixels = reading.picture("ip_adapter_mask_image", data, decode_mask)
+    try:
+        return None if pixels is None else painted_at(pixels, reading.size)
+    except NothingToPaint:
+        why = "black everywhere at the requested size; paint white where the IP-Adapter is to apply"
+        reading.wrong("ip_adapter_mask_image", why, "width", "height")
+        return None
+
+
+def _image_side(engine: Engine) -> int:
+    """Pixels of what its image encoder is shown."""
+    return engine.card.image_side if isinstance(engine.card, AdaptedCard) else 0
+
+
+def _first_ip_adapter(reading: Reading) -> str:
+    """The name of the first that fits; empty: there is none."""
+    for name in reading.shelf.names(AssetType.IP_ADAPTER):
+        asset = reading.shelf.find(name, AssetType.IP_ADAPTER)
+        if asset is not None and reading.engine.card.name in asset.facts.engines:
+            return name
+    return ""
+
+
+def transfers(reading: Reading) -> tuple[tuple[Transfer, ...], Sequence[Part]]:
+    """With the LoRA that goes with the encoder."""
+    card = reading.engine.card
+    if not isinstance(card, SdxlCard):  # it refuses the field
+        return (), ()
+    found: list[Transfer] = []
+    told = reading.request.transfer_images
+    words = list(told) if len(told) <= MAX_TRIGGERS else []
+    texts = {field: text for field in ("prompt", "prompt_2") if (text := getattr(reading.request, field))}
+    for trigger, wrong in wrong_triggers(texts, words):
+        reading.wrong(f"transfer_images[{trigger[:MAX_TRIGGER]}]", wrong, *texts)
+    for where, trigger, images in entries(reading, "transfer_images", told, MAX_TRIGGERS):
+        if wrong := wrong_trigger(trigger):
+            reading.wrong(where, wrong)
+        elif trigger in reading.request.textual_inversions.values():
+            reading.wrong(
+                where, f"{quoted(trigger)} stands for a textual inversion, too; give one of them another word"
+            )
+        elif not 1 <= len(images.images) <= MAX_TRANSFERRED:
+            reading.wrong(
+                where, f"{len(images.images)} pictures; give 1 to {MAX_TRANSFERRED} of what the word stands for"
+            )
+        else:
+            pictures = [reading.picture(where, data) for data in images.images]
+            seen = [normalised(picture, card.transfer_side) for picture in pictures if picture is not None]
+            found += [Transfer(trigger, np.stack(seen))] if len(seen) == len(pictures) else []
+    if not found:
+        return (), ()
+    lora = Part("lora", card.transfer_lora, frozenset({"unet"}))
+    return tuple(found), (lora,) if lora.sha256 else ()
