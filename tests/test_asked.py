@@ -142,6 +142,12 @@ def test_the_same_wish_is_the_same_network_however_it_is_written(engines: Catalo
     assert effective(one).models != effective(plan(sd15(loras={"blueprint": 0.5}), engines, shelf)).models
 
 
+def test_old_callers_names_have_their_owner_before_them(engines: Catalog, shelf: Drawer) -> None:
+    made = plan(sd15(loras={"octoai:blueprint": 1.0}), engines, shelf)
+    assert made.variants == plan(sd15(loras={"blueprint": 1.0}), engines, shelf).variants
+    assert "loras[somebody:blueprint]" in wrong(sd15(loras={"somebody:blueprint": 1.0}), engines, shelf)
+
+
 def test_a_lora_without_weight_is_none(engines: Catalog, shelf: Drawer) -> None:
     assert plan(sd15(loras={"blueprint": 0.0}), engines, shelf).variants == {}
 

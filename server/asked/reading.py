@@ -19,6 +19,7 @@ from server.images import BadImage, decode
 from server.violations import Violation, quoted
 
 MAX_TRIGGER = 100  # characters of a trigger word
+_OLD_OWNER = "octoai:"  # before names in old callers' requests: what the service itself offered
 _LIKELY = 3  # names told where one is not known
 _SUGGESTIONS = 4  # names of a request for which likely ones are looked for
 _LONGEST, _COMPARED = 128, 256  # characters of such a name, and others that it is compared with
@@ -54,7 +55,7 @@ class Reading:
 
     def asset(self, name: str, asked: str, kind: AssetType) -> Asset | None:
         """The asset that field `name` asks for; None where something is wrong with it."""
-        found = self.shelf.find(asked, kind)
+        found = self.shelf.find(asked.removeprefix(_OLD_OWNER), kind)
         if found is None:
             self.wrong(name, f"no {_CALLED[kind]} {quoted(asked)}{self._meant(asked, kind)}; ListAssets tells all")
             return None
