@@ -1,8 +1,8 @@
 """Transfer images: pictures of a subject that a trigger word in the prompt stands for. Knows no engine's name.
 
 "a man luis" is read as "a man", the word's last token once for each picture; the states of those tokens, side by side
-from both encoders, are fused with what the pictures' encoder says of them. The first steps are told of no picture, and
-the pooled state is always that of the text without the trigger word.
+from both encoders, are fused with what the pictures' encoder says of them. The first steps are told of no picture and
+read the text without the trigger word.
 
 Source: Li et al., "PhotoMaker: Customizing Realistic Human Photos via Stacked ID Embedding" (2023), its first version.
 Ours are several trigger words in one prompt, and the pooled state throughout: PhotoMaker's pipeline changes it with the
@@ -45,8 +45,9 @@ class Marked:
 
 
 def text_only(evaluations: int) -> int:
-    """How many of a run's evaluations, its first ones, are told of no picture."""
-    return int(TEXT_ONLY * evaluations)
+    """How many of a run's evaluations, its first ones, are told of no picture: those up to and with PhotoMaker's
+    `start_merge_step`."""
+    return int(TEXT_ONLY * evaluations) + 1
 
 
 def wrong_triggers(texts: Mapping[str, str], triggers: Sequence[str]) -> Iterator[tuple[str, str]]:

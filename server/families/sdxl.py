@@ -270,14 +270,16 @@ async def _base(
         return Stage(with_texts(networks, told), plan.base_steps, told=card.inpainting)
     specs = transfer_encoder(card), transfer_fusion(card)
     pictured = await merged([each[-1] for each in states], _marked(plan, card), plan.transfers, *specs, run)
-    plain = np.concatenate([each[:-1] for each in states], axis=-1)
+    plain, pooled = np.concatenate([each[:-1] for each in states], axis=-1), encoded_2["pooled"]
     without = min(text_only(plan.sampler.evaluations(plan.walked)), evaluations)
     told = [
-        (_base_inputs(plan, card, positive, encoded_2["pooled"][:-1]), count)
-        for positive, count in (
-            (plain, without),
-            (np.concatenate([plain[:-1], pictured[None]]), evaluations - without),
-        )
+        (_base_inputs(plan, card, plain, pooled[:-1]), without),
+        (
+            _base_inputs(
+                plan, card, np.concatenate([plain[:-1], pictured[None]]), np.concatenate([pooled[:-2], pooled[-1:]])
+            ),
+            evaluations - without,
+        ),
     ]
     return Stage(with_texts(networks, told), plan.base_steps, told=card.inpainting)
 

@@ -82,8 +82,8 @@ async def test_the_states_given_stay_as_they_are() -> None:
     assert all(np.array_equal(states, kept) for states, kept in zip(STATES, before, strict=True))
 
 
-@pytest.mark.parametrize(("evaluations", "expected"), [(1, 0), (4, 0), (5, 1), (10, 2), (30, 6), (50, 10)])
-def test_the_first_fifth_of_the_evaluations_is_told_of_no_picture(evaluations: int, expected: int) -> None:
+@pytest.mark.parametrize(("evaluations", "expected"), [(1, 1), (4, 1), (5, 2), (10, 3), (30, 7), (50, 11)])
+def test_the_first_fifth_of_the_evaluations_and_one_more_are_told_of_no_picture(evaluations: int, expected: int) -> None:
     assert text_only(evaluations) == expected
 
 

@@ -1,8 +1,7 @@
 """Transfer images against a reference of PhotoMaker's first version, written here from its paper and its public code
 (github.com/TencentARC/PhotoMaker) with torch and the tokenizers and encoders of transformers.
 
-Two things of its pipeline are ours: several trigger words, and the pooled state, which is that of the text without them
-throughout. The reference has these, too.
+Several trigger words are ours; the reference has these, too.
 """
 
 import dataclasses
@@ -175,18 +174,22 @@ def expanded(tokenizer: Any, prompt: str, pictures: Pictures) -> tuple[list[int]
     return ids + [tokenizer.pad_token_id] * fill, owners + [""] * fill
 
 
-def embedded(subject: Subject, tokenizers: Sequence[Any], prompt: str, pictures: Pictures) -> torch.Tensor:
-    """1 77 width: the prompt with the pictures in it."""
+def embedded(
+    subject: Subject, tokenizers: Sequence[Any], prompt: str, pictures: Pictures
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """1 77 width: the prompt with the pictures in it; and 1 width, its pooled state, which knows the words alone."""
     base: Any = subject.oracle.base
-    parts = []
+    parts, pooled = [], torch.empty(0)
     for tokenizer, encoder in zip(tokenizers, (base.text_encoder, base.text_encoder_2), strict=True):
         ids, owners = expanded(tokenizer, prompt, pictures)
-        parts.append(encoder(torch.tensor([ids]), output_hidden_states=True).hidden_states[-2][0])
+        told = encoder(torch.tensor([ids]), output_hidden_states=True)
+        parts.append(told.hidden_states[-2][0])
+        pooled = told[0]  # the second encoder's, as PhotoMaker takes it
     states = torch.cat(parts, dim=-1)
     for trigger, images in pictures.items():
         mask = torch.tensor([owner == trigger for owner in owners])
         states[mask] = fused(subject.id_encoder, states[mask], identities(subject.id_encoder, images))
-    return states[None]
+    return states[None], pooled
 
 
 def theirs(subject: Subject, prompt: str, pictures: Pictures) -> Array:
@@ -201,10 +204,14 @@ def theirs(subject: Subject, prompt: str, pictures: Pictures) -> Array:
             tokenizer.add_tokens([trigger], special_tokens=True)
     with torch.inference_mode():
         positive, negative, pooled, negative_pooled = base.encode_prompt(plain, negative_prompt=NEGATIVE)
-        merged = torch.cat([negative, embedded(subject, tokenizers, prompt, pictures)])
+        fused_states, pooled_words = embedded(subject, tokenizers, prompt, pictures)
+        merged = {
+            "prompt_embeds": torch.cat([negative, fused_states]),
+            "add_text_embeds": torch.cat([negative_pooled, pooled_words]),
+        }
 
         def told(pipeline: Any, step: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            return {"prompt_embeds": merged if step + 1 >= int(0.2 * STEPS) else tensors["prompt_embeds"]}
+            return tensors if step + 1 <= int(0.2 * STEPS) else merged
 
         latents = base(
             prompt_embeds=positive,
@@ -218,7 +225,7 @@ def theirs(subject: Subject, prompt: str, pictures: Pictures) -> Array:
             width=SIZES[0].width,
             height=SIZES[0].height,
             callback_on_step_end=told,
-            callback_on_step_end_tensor_inputs=["prompt_embeds"],
+            callback_on_step_end_tensor_inputs=["prompt_embeds", "add_text_embeds"],
         ).images
     found: Array = latents[0].numpy()
     return found
