@@ -33,14 +33,14 @@ from server.plan import Plan
 from server.request import plan
 
 SEED = 1234
-STEPS = 5  # of which the first is told of no picture
+STEPS = 6  # of which the first two are told of no picture
 GUIDANCE = 6.0  # so that texts are seen well
 SIDE = 32  # pixels of what the pictures' encoder is shown
 SECOND = 10  # channels of its second projection
 TOKENS = 77
 NEGATIVE = "ing"
 TOLERANCE = 2e-5  # far below that of latents elsewhere: what a random encoder says of two pictures is much alike
-FAR = 10 * TOLERANCE
+FAR = 5 * TOLERANCE
 
 
 class Subject:
