@@ -63,7 +63,7 @@ def test_a_python_snippet_draws_its_picture(snippet: str, tmp_path: Path, servic
 @pytest.mark.parametrize("line", commands("mediagen"))
 def test_a_command_line_does_what_it_says(line: str, tmp_path: Path, service_address: str) -> None:
     arguments = shlex.split(line)[1:]
-    given = [name for option, name in pairwise(arguments) if option in ("--init-image", "--mask")]
+    given = [name for option, name in pairwise(arguments) if option in ("--init-image", "--mask", "--control-image")]
     for name in given:
         picture = Image.new("RGB", (64, 64), "black")
         picture.paste("white", (0, 0, 32, 64))
@@ -116,7 +116,7 @@ def test_the_settings_table_has_every_variable_with_its_default() -> None:
         assert rows[name] == f"`{value}`"
 
 
-@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "model_repository/README.md"])
+@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/adapters.md", "model_repository/README.md"])
 def test_links_lead_to_files_that_are_there(page: str) -> None:
     text = (ROOT / page).read_text()
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
