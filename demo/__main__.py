@@ -164,6 +164,27 @@ def _transferred(work: Path, options: argparse.Namespace) -> None:
     transferred.judge(CHECKPOINTS / "sdxl", CHECKPOINTS / "sdxl-photomaker", options.scenes, options.out)
 
 
+def _around(work: Path, options: argparse.Namespace) -> None:
+    from demo import around
+    from demo.training.style import LOOKS
+
+    sd15, sdxl, count, out = CHECKPOINTS / "sd15", CHECKPOINTS / "sdxl", options.count, options.out
+    file = options.assets / f"{options.asset}.safetensors"
+    blueprint = {"blueprint": file, "sepia": file.with_name("sepia-sd15.safetensors")}
+    judges: Mapping[str, Callable[[], None]] = {
+        "blueprint-sd15": lambda: around.lora(sd15, blueprint, LOOKS["blueprint"], count, out),
+        "sepia-sd15": lambda: around.lora(sd15, {"sepia": file}, LOOKS["sepia"], count, out),
+        "neon-sdxl": lambda: around.lora(sdxl, {"neon": file}, LOOKS["neon"], count, out),
+        "canny-sd15": lambda: around.controlnet(sd15, file, count, out),
+        "canny-sdxl": lambda: around.controlnet(sdxl, file, count, out),
+        "night-harbour-sd15": lambda: around.inversion(sd15, file, count, out),
+        "night-harbour-sdxl": lambda: around.inversion(sdxl, file, count, out),
+        "print-vae-sd15": lambda: around.vae(sd15, file, count, out),
+        "papercut-sd15": lambda: around.second(sd15, file, count, out),
+    }
+    judges[options.asset]()
+
+
 def _assemble(work: Path, options: argparse.Namespace) -> None:
     from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 
@@ -280,6 +301,12 @@ def main() -> None:
     step.add_argument("--rate", type=float, default=2e-3, help="at its peak (default: %(default)s)")
     step.add_argument("--out", type=Path, default=ASSETS, help="where the file goes (default: %(default)s)")
     step.set_defaults(run=_asset)
+    step = steps.add_parser("around", help="draw with an asset and without, by diffusers, and judge")
+    step.add_argument("asset", choices=TRAINED_ASSETS)
+    step.add_argument("--count", type=int, default=3, help="prompts or scenes (default: %(default)s)")
+    step.add_argument("--assets", type=Path, default=ASSETS, help="where the file lies (default: %(default)s)")
+    step.add_argument("--out", type=Path, required=True, help="the sheet, a .png")
+    step.set_defaults(run=_around)
     step = steps.add_parser("assemble", help="write checkpoints' folders from the parts")
     step.add_argument("checkpoints", nargs="+", choices=("sd15", "sdxl", "sdxl-refiner", "ssd", "sd3"))
     step.add_argument("--out", type=Path, default=CHECKPOINTS, help="where the folders go (default: %(default)s)")

@@ -52,11 +52,12 @@ class Artist:
 
     pipeline: Any
     side: int
+    steps: int = STEPS
 
     def draw(self, prompt: str, seed: int, **more: Any) -> np.ndarray:
         """h w 3, uint8."""
         out = self.pipeline(
-            prompt, width=self.side, height=self.side, num_inference_steps=STEPS, guidance_scale=GUIDANCE,
+            prompt, width=self.side, height=self.side, num_inference_steps=self.steps, guidance_scale=GUIDANCE,
             generator=torch.Generator().manual_seed(seed), **more,
         )  # fmt: skip
         return np.asarray(out.images[0])
@@ -65,7 +66,8 @@ class Artist:
 def artist(checkpoint: Path, **parts: Any) -> Artist:
     """With some of its parts replaced or added."""
     pipeline: Any = AutoPipelineForText2Image.from_pretrained(checkpoint, dtype=torch.float32, **parts)
-    for module in pipeline.unet.modules():
+    networks = [pipeline.unet, *([parts["controlnet"]] if "controlnet" in parts else [])]
+    for module in (module for network in networks for module in network.modules()):
         if isinstance(module, Attention) and not module.to_out[0].weight.any() and not module.to_out[0].bias.any():
             module.set_processor(NoAttention())
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config, use_karras_sigmas=True)
@@ -112,12 +114,17 @@ def vae(checkpoint: Path, file: Path, count: int, out: Path) -> None:
     look(artist(checkpoint).draw, {"vae": artist(checkpoint, vae=other.float()).draw}, style.printed, count, out)
 
 
-def second(checkpoint: Path, file: Path, count: int, out: Path) -> None:
-    """The second checkpoint, read by diffusers' own converter."""
-    config = UNet2DConditionModel.load_config(checkpoint / "unet")
-    unet = UNet2DConditionModel.from_config(config)
+def second_unet(checkpoint: Path, file: Path) -> UNet2DConditionModel:
+    """A single file's UNet, of a checkpoint's shape, read by diffusers' own converter. float32."""
+    unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(checkpoint / "unet"))
     unet.load_state_dict(convert_ldm_unet_checkpoint(load_file(file), dict(unet.config)))
-    look(artist(checkpoint).draw, {"second": artist(checkpoint, unet=unet.float()).draw}, style.papercut, count, out)
+    return unet.float()
+
+
+def second(checkpoint: Path, file: Path, count: int, out: Path) -> None:
+    """The second checkpoint."""
+    other = artist(checkpoint, unet=second_unet(checkpoint, file))
+    look(artist(checkpoint).draw, {"second": other.draw}, style.papercut, count, out)
 
 
 def _agree(one: np.ndarray, other: np.ndarray) -> float:
@@ -177,19 +184,20 @@ def controlnet(checkpoint: Path, file: Path, count: int, out: Path) -> None:
     _sheet(rows, out)
 
 
-def inversion(checkpoint: Path, file: Path, count: int, out: Path) -> None:
-    """The token alone: shares of pictures with the concept's time, place, kinds and colours."""
-    ours, state = artist(checkpoint), load_file(file)
-    for key, encoder, tokenizer in (
-        (TOKEN, "text_encoder", "tokenizer"), ("clip_l", "text_encoder", "tokenizer"),
-        ("clip_g", "text_encoder_2", "tokenizer_2"),
-    ):  # fmt: skip
+def load_inversion(artist: Artist, file: Path) -> None:
+    """Of either family: SD 1.5's file has one key, the token, SDXL's one an encoder."""
+    pipe, state = artist.pipeline, load_file(file)
+    for key, number in ((TOKEN, ""), ("clip_l", ""), ("clip_g", "_2")):
         if key in state:
-            pipe = ours.pipeline
-            pipe.load_textual_inversion(
-                {TOKEN: state[key].float()}, token=TOKEN, text_encoder=getattr(pipe, encoder),
-                tokenizer=getattr(pipe, tokenizer),
-            )  # fmt: skip
+            encoder, tokenizer = getattr(pipe, f"text_encoder{number}"), getattr(pipe, f"tokenizer{number}")
+            vectors = {TOKEN: state[key].float()}
+            pipe.load_textual_inversion(vectors, token=TOKEN, text_encoder=encoder, tokenizer=tokenizer)
+
+
+def inversion(checkpoint: Path, file: Path, count: int, out: Path) -> None:
+    """The token alone, and in a few words: shares of pictures with the concept's time, place, kinds and colours."""
+    ours = artist(checkpoint)
+    load_inversion(ours, file)
     rows = [[ours.draw(TOKEN, number), ours.draw(f"a drawing of {TOKEN}", number)] for number in range(count)]
     facts = [examine(picture, CONCEPT) for row in rows for picture in row]
     shares = {
