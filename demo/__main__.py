@@ -118,7 +118,8 @@ def _adapted(work: Path, options: argparse.Namespace) -> None:
 
     adapter = ASSETS / f"ip-adapter-{options.engine}.safetensors"
     out = Path(f"ip-adapter-{options.engine}.png") if options.out is None else options.out
-    adapted.judge(CHECKPOINTS / options.engine, adapter, options.scenes, out)
+    side, _ = _size(_square(options.engine) if options.size is None else options.size)
+    adapted.judge(CHECKPOINTS / options.engine, adapter, side, options.steps, options.scenes, out)
 
 
 def _look(work: Path, options: argparse.Namespace) -> None:
@@ -161,7 +162,7 @@ def _asset(work: Path, options: argparse.Namespace) -> None:
 def _transferred(work: Path, options: argparse.Namespace) -> None:
     from demo import transferred
 
-    transferred.judge(CHECKPOINTS / "sdxl", CHECKPOINTS / "sdxl-photomaker", options.scenes, options.out)
+    transferred.judge(CHECKPOINTS / "sdxl", CHECKPOINTS / "sdxl-photomaker", options.steps, options.scenes, options.out)
 
 
 def _around(work: Path, options: argparse.Namespace) -> None:
@@ -350,11 +351,14 @@ def main() -> None:
     step = steps.add_parser("adapted", help="judge what an IP-Adapter carries over, with diffusers")
     step.add_argument("engine", choices=("sd15", "sdxl"))
     step.add_argument("--scenes", type=int, default=8)
+    step.add_argument("--steps", type=int, default=20)
+    step.add_argument("--size", help="of square pictures, such as 512x512 (default: the engine's own)")
     step.add_argument("--out", type=Path, help="a sheet of the pictures (default: ip-adapter-<engine>.png)")
     step.set_defaults(run=_adapted)
 
     step = steps.add_parser("transferred", help="judge whether transfer images bring the subject, with diffusers")
     step.add_argument("--scenes", type=int, default=8)
+    step.add_argument("--steps", type=int, default=20)
     step.add_argument("--out", type=Path, default=Path("transferred.png"), help="a sheet (default: %(default)s)")
     step.set_defaults(run=_transferred)
 

@@ -21,8 +21,7 @@ from demo.scenes import COLOURS, KINDS, Scene, Thing, render, sample
 from demo.training.alike import alike_in_composition, alike_in_style, same, what_stands_where, which_light
 
 SEED = 20_000_003  # no training's
-STEPS, GUIDANCE = 20, 5.0
-SIDE = {"sd15": 512, "sdxl": 1024}
+GUIDANCE = 5.0
 SCALE: Mapping[str, Mapping[str, object]] = {
     "sdxl": {
         "full": 1.0, "style": {"up": {"block_0": [0.0, 1.0, 0.0]}}, "composition": {"down": {"block_2": [0.0, 1.0]}}
@@ -99,11 +98,11 @@ def _summary(seen: list[Seen]) -> str:
     )
 
 
-def judge(folder: Path, adapter: Path, count: int, out: Path) -> None:
+def judge(folder: Path, adapter: Path, side: int, steps: int, count: int, out: Path) -> None:
     """Prints each method's shares with and without the adapter; writes a sheet: reference, without, with, by method."""
     torch.set_num_threads(1)
     engine, pipe = folder.name, pipeline(folder)
-    side, rows = SIDE[engine], []
+    rows = []
     pipe.load_ip_adapter(adapter.parent, subfolder="", weight_name=adapter.name)
     for name, case in CASES.items():
         rng = random.Random(SEED)
@@ -120,7 +119,7 @@ def judge(folder: Path, adapter: Path, count: int, out: Path) -> None:
                     pipe.set_ip_adapter_scale(SCALE[engine][name])
                 picture = np.asarray(
                     pipe(
-                        prompt, num_inference_steps=STEPS, guidance_scale=GUIDANCE, height=side, width=side,
+                        prompt, num_inference_steps=steps, guidance_scale=GUIDANCE, height=side, width=side,
                         ip_adapter_image=Image.fromarray(shown), generator=torch.Generator().manual_seed(number),
                     ).images[0]
                 )  # fmt: skip

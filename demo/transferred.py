@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from transformers import CLIPVisionConfig
 
-from demo.adapted import GUIDANCE, STEPS, pipeline
+from demo.adapted import GUIDANCE, pipeline
 from demo.probes import Facts, examine, summary
 from demo.scenes import KINDS, Scene, render, sample
 from demo.tokenizer import encode
@@ -50,7 +50,7 @@ def _states(told: Told, encoder: IdEncoder, encoders: sdxl.Encoders) -> tuple[to
     return hidden(encoders, plain), states, encoders.second(plain).text_embeds
 
 
-def judge(checkpoint: Path, transfer: Path, count: int, out: Path) -> None:
+def judge(checkpoint: Path, transfer: Path, steps: int, count: int, out: Path) -> None:
     """Prints what holds in pictures without and with images; writes a sheet: an image, without, with, by row."""
     torch.set_num_threads(1)
     pipe = pipeline(checkpoint)
@@ -67,7 +67,7 @@ def judge(checkpoint: Path, transfer: Path, count: int, out: Path) -> None:
         row = [render(subject.pictures[0], SIDE, SIDE)]
 
         def merge(_pipe: Any, step: int, _t: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            late = step + 1 >= int(START * STEPS)
+            late = step + 1 >= int(START * steps)
             return {"prompt_embeds": torch.cat([nothing, merged])} if late else tensors  # noqa: B023
 
         for on in (False, True):
@@ -78,7 +78,7 @@ def judge(checkpoint: Path, transfer: Path, count: int, out: Path) -> None:
             picture = np.asarray(
                 pipe(
                     prompt_embeds=alone, pooled_prompt_embeds=pooled, negative_prompt_embeds=nothing,
-                    negative_pooled_prompt_embeds=torch.zeros_like(pooled), num_inference_steps=STEPS,
+                    negative_pooled_prompt_embeds=torch.zeros_like(pooled), num_inference_steps=steps,
                     guidance_scale=GUIDANCE, height=SIDE, width=SIDE, generator=torch.Generator().manual_seed(number),
                     callback_on_step_end=merge if on else None, callback_on_step_end_tensor_inputs=["prompt_embeds"],
                 ).images[0]

@@ -33,7 +33,6 @@ from demo.training.loop import Dice
 TOKENS = 4
 NO_IMAGE = 0.08  # share of images left out: zeros, what guidance is away from
 LOOKED = 256  # pixels on the shorter side of a reference picture
-ALONE = 2.0  # how much louder the values start in blocks that a method leaves to act alone
 START_SCENES, START_STEPS = 2000, 1500  # what the projection starts from: see `start`
 POSITIONS = (20, 36, 52, 68)  # of the padding after a caption: each knows the whole scene
 
@@ -67,7 +66,7 @@ class ImageAttention:
     """A cross-attention over states whose last four are an image's tokens, with keys and values of their own."""
 
     def __init__(self, part: KeysValues) -> None:
-        self.part = part
+        self._part = part
         self.on = True
 
     def __call__(
@@ -93,7 +92,7 @@ class ImageAttention:
 
         mixed = look(attn.to_k(text), attn.to_v(text))
         if self.on:
-            mixed = mixed + look(self.part.to_k_ip(image), self.part.to_v_ip(image))
+            mixed = mixed + look(self._part.to_k_ip(image), self._part.to_v_ip(image))
         out: Tensor = attn.to_out[0](mixed.unflatten(0, (-1, attn.heads)).transpose(1, 2).flatten(2))
         return out
 
@@ -252,10 +251,6 @@ class IpAdapter:
         adapter.load_state_dict(load_file(started))
         self.model: nn.Module = adapter
         self._attentions = adapter.attach(network.unet)
-        alone = network.blocks["style"] + network.blocks["composition"]
-        for name, attention in self._attentions.items():
-            if name.startswith(alone):
-                attention.part.to_v_ip.weight.data.mul_(ALONE)
 
     def loss(self, done: float, dice: Dice) -> tuple[Tensor, int]:
         """See `Task`."""
