@@ -90,7 +90,14 @@ class Bench:
         ours = [(pid, line) for pid, line in leftovers.command_lines() if mark in line]
         triton = next(pid for pid, line in ours if "/tritonserver\0" in line)
         files = [path for path in self.folder.rglob("*") if path.is_file()]
-        known = (self.kept._kept, self.home._memory, self.home._uses, self.home._failures, self.scheduler._lanes)
+        known = (
+            self.kept._kept,
+            self.home._memory,
+            self.home._uses,
+            self.home._holds,
+            self.home._failures,
+            self.scheduler._lanes,
+        )
         gc.collect()
         return Counts(
             processes=len(ours),

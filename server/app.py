@@ -206,9 +206,10 @@ def _row_seconds(catalog: Catalog, sizes: Mapping[str, int]) -> Callable[[str], 
     """
     seconds: dict[str, float] = {}
     for engine in catalog.values():
-        memory_of_all = sum(sizes[spec.name] for spec in engine.specs)
-        seconds |= {spec.name: ROW_SECONDS * (1 + memory_of_all / 2**30) for spec in engine.specs}
-    return lambda network: seconds.get(network, max(seconds.values()))  # a graph that only variants have is not listed
+        of_each = ROW_SECONDS * (1 + sum(sizes[spec.name] for spec in engine.specs) / 2**30)
+        for spec in (*engine.specs, *engine.templates):  # engines may share one, such as what makes control maps
+            seconds[spec.name] = max(of_each, seconds.get(spec.name, 0.0))
+    return seconds.__getitem__
 
 
 def _make_folder(variants: Path) -> None:

@@ -1,13 +1,17 @@
-"""Variants at run time: whoever needs some holds them, and while they are held they are there and loaded.
+"""Variants at run time: whoever needs some holds them, and while they are held they are on disk and known.
 
-The first who asks has a variant built and loaded; others who ask meanwhile wait for the same. When nobody holds it, it
-stays in memory and on disk until others need the room. Knows neither weights nor pictures, and of engines and of the
-builder only how they are asked.
+The first who asks has a variant built and loaded; others who ask meanwhile wait for the same. In memory it has the
+place of any engine: it makes room when it is idle, held or not, and its next use loads it again. So nobody waits for
+room who keeps others from it, and a request may need more than has room at once. On disk it stays while it is held; who
+finds no room there is told at once. When nobody holds it, it stays in memory and on disk until others need the room:
+what must leave the disk leaves memory first.
+
+Knows neither weights nor pictures, and of engines and of the builder only how they are asked.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,14 +65,21 @@ class Home(Protocol):
         """Know one more engine."""
 
     @property
-    def added(self) -> Collection[str]:
-        """Engines that were added and are still known."""
+    def needed(self) -> Collection[str]:
+        """Added engines whose files must stay."""
+
+    @property
+    def idle(self) -> Sequence[str]:
+        """Added engines whose files must stay as long as they are loaded, least recently used first."""
+
+    async def make_leave(self, engines: Iterable[str]) -> None:
+        """Unload those of them that are idle."""
 
     def is_loaded(self, engine: str) -> bool:
         """Whether its next use needs no load."""
 
-    def in_use(self, engine: str) -> AbstractContextManager[None]:
-        """Within this the engine neither makes room for others nor is forgotten."""
+    def held(self, engine: str) -> AbstractContextManager[None]:
+        """Within this the engine is not forgotten."""
 
     async def load(self, engine: str) -> None:
         """Make the engine ready."""
@@ -84,8 +95,8 @@ class RunAs(Protocol):
 class Ensure(Protocol):
     """How a variant's folder is asked for, see `Builder.ensure`."""
 
-    def __call__(self, variant: Variant, keep: Collection[str]) -> Awaitable[Built]:
-        """Returns when it is there; those named in `keep` stay."""
+    def __call__(self, variant: Variant, keep: Collection[str], idle: Sequence[str]) -> Awaitable[Built]:
+        """Returns when it is there, or when some of `idle` must be unloaded first; those named in `keep` stay."""
 
 
 class Variants:
@@ -101,10 +112,10 @@ class Variants:
 
     @asynccontextmanager
     async def held(self, variants: Mapping[str, Variant]) -> AsyncIterator[Held]:
-        """Variants by the name of their graph, all built and loaded. Raises `BuilderFault` or `EngineFault`."""
+        """Variants by the name of their graph, each built, and loaded once. Raises `BuilderFault` or `EngineFault`."""
         with ExitStack() as stack:
             for variant in variants.values():
-                stack.enter_context(self._home.in_use(variant.spec.name))
+                stack.enter_context(self._home.held(variant.spec.name))
             made = await together(*(self._made(variant) for variant in variants.values()))
             names = {graph: variant.spec.name for graph, variant in variants.items()}
 
@@ -128,7 +139,8 @@ class Variants:
     async def _made(self, variant: Variant) -> Made:
         """Many callers share one build and one load; one that gives up leaves it to the others and to the next."""
         name = variant.spec.name
-        if self._home.is_loaded(name):
+        if self._home.is_loaded(name) and (self._folder / name).is_dir():  # somebody may have removed it by hand
+            await self._home.load(name)  # at once: it is used now
             return Made(name, variant.graph.name, "memory", 0.0, 0.0)
         making = self._making.get(name)
         if making is None:
@@ -143,8 +155,8 @@ class Variants:
 
     async def _make(self, variant: Variant) -> Made:
         name = variant.spec.name
-        with self._home.in_use(name):  # also when everybody has given up
-            built = await self._ensure(variant, frozenset({*self._home.added, *self._making}))
+        with self._home.held(name):  # also when everybody has given up
+            built = await self._on_disk(variant)
             begin = time.perf_counter()
             self._home.add(variant.spec, self._folder)
             await self._home.load(name)
@@ -155,3 +167,15 @@ class Variants:
                 build_seconds=built.seconds,
                 load_seconds=time.perf_counter() - begin,
             )
+
+    async def _on_disk(self, variant: Variant) -> Built:
+        """Returns when its folder is there. Idle variants that the builder wants to remove for it are unloaded first:
+        a file that is loaded takes its space until then, and what was removed could not be loaded again when lost."""
+        built, seconds = False, 0.0
+        while True:
+            keep = frozenset({*self._home.needed, *self._making})
+            found = await self._ensure(variant, keep, self._home.idle)
+            built, seconds = built or found.built, seconds + found.seconds
+            if not found.leave:
+                return Built(built, seconds)
+            await self._home.make_leave(found.leave)

@@ -73,6 +73,18 @@ def test_a_network_of_a_large_engine_has_longer_before_it_counts_as_hanging(cata
     assert seconds("sd15_unet_control") == 60 * 9.5  # a graph that only variants have
 
 
+def test_a_graph_that_only_variants_have_takes_the_time_of_its_own_engine(catalog: Catalog) -> None:
+    both = {name: catalog[name] for name in ("sd15", "sdxl")}
+    sizes = {spec.name: 10 * 2**30 if name == "sdxl" else 0 for name in both for spec in both[name].specs}
+    shared = replace(catalog["sd15"].specs[0], name="preprocessor_depth")
+    both = {name: replace(engine, specs=(shared, *engine.specs)) for name, engine in both.items()}
+    seconds = _row_seconds(both, {**sizes, shared.name: 0})
+    assert seconds("sd15_unet_control") == seconds("sd15_unet") == 60
+    assert seconds("sdxl_unet_control") == seconds("sdxl_unet") > 600
+    reverse = _row_seconds(dict(reversed(both.items())), {**sizes, shared.name: 0})
+    assert seconds(shared.name) == reverse(shared.name) > 600  # of the slower one that shares it
+
+
 SERVING = health_pb2.HealthCheckResponse.SERVING
 
 

@@ -1,7 +1,7 @@
 """Who holds variants has them loaded; many share one build and one load; who gives up leaves it to the others."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ from engines.fake import FakeEngines
 
 from server.adapters.weights import Part, Variant
 from server.builder.client import Built
-from server.builder.faults import BuilderAway
+from server.builder.faults import BuilderAway, NoDisk
 from server.engines import on_demand
 from server.engines.on_demand import OnDemandEngines
-from server.engines.port import Array, EngineNoRoom, EngineUnavailable, Port, Spec, Tensors
+from server.engines.port import Array, EngineUnavailable, Port, Spec, Tensors
 from server.scheduler import StepScheduler
 from server.variants import Variants, pristine
 
@@ -33,19 +33,34 @@ class Shop:
     home: OnDemandEngines
     scheduler: StepScheduler
     variants: Variants
+    folder: Path  # of the variants
     builds: list[tuple[str, Collection[str]]] = field(default_factory=list)
     may_build: asyncio.Event = field(default_factory=asyncio.Event)
     faults: list[Exception] = field(default_factory=list)
-    on_disk: set[str] = field(default_factory=set)
+    places: int = 1000  # on disk
 
-    async def ensure(self, variant: Variant, keep: Collection[str]) -> Built:
-        self.builds.append((variant.spec.name, keep))
+    async def ensure(self, variant: Variant, keep: Collection[str], idle: Sequence[str]) -> Built:
+        """As the builder does, with folders for bytes."""
+        name = variant.spec.name
+        self.builds.append((name, keep))
         await self.may_build.wait()
         if self.faults:
             raise self.faults.pop(0)
-        built = variant.spec.name not in self.on_disk
-        self.on_disk.add(variant.spec.name)
-        return Built(built, 0.5 if built else 0.0)
+        built = not (self.folder / name).is_dir()
+        (self.folder / name).mkdir(exist_ok=True)
+        missing = len(self.on_disk) - self.places
+        gone = sorted(self.on_disk - {name, *keep, *idle})[: max(0, missing)]
+        for other in gone:
+            (self.folder / other).rmdir()
+        leave = tuple(other for other in idle if other not in keep)[: max(0, missing - len(gone))]
+        if missing > len(gone) + len(leave):
+            (self.folder / name).rmdir()
+            raise NoDisk("others are in use")
+        return Built(built, 0.5 if built else 0.0, leave)
+
+    @property
+    def on_disk(self) -> set[str]:
+        return {path.name for path in self.folder.iterdir()}
 
     async def draw(self, variant: Variant) -> float:
         async with self.variants.held({PLAIN.name: variant}) as held:
@@ -70,8 +85,8 @@ async def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     home = OnDemandEngines(engines, {PLAIN.name: 10}, budget=20)
     scheduler = StepScheduler(home)
     shop: Shop
-    variants = Variants(home, lambda variant, keep: shop.ensure(variant, keep), tmp_path, scheduler.run_as)
-    shop = Shop(engines, home, scheduler, variants)
+    variants = Variants(home, lambda *wish: shop.ensure(*wish), tmp_path, scheduler.run_as)
+    shop = Shop(engines, home, scheduler, variants, tmp_path)
     shop.may_build.set()
     yield shop
     await variants.close()
@@ -144,23 +159,111 @@ async def test_others_go_on_while_one_is_built(shop: Shop) -> None:
         assert await cold == 3
 
 
-async def test_what_is_held_stays_in_memory_and_is_named_to_the_builder(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(on_demand, "_ROOM_SECONDS", 0.05)
-    async with shop.variants.held({PLAIN.name: ONE}) as held:
-        async with shop.variants.held({PLAIN.name: TWO}):
+async def test_what_is_held_is_named_to_the_builder_and_may_leave_memory_while_it_is_idle(shop: Shop) -> None:
+    async with shop.variants.held({PLAIN.name: ONE}) as one:
+        async with shop.variants.held({PLAIN.name: TWO}) as two:
             assert set(shop.builds[-1][1]) == {ONE.spec.name, TWO.spec.name}
-            with pytest.raises(EngineNoRoom):
-                await shop.draw(THREE)
-            with pytest.raises(EngineNoRoom):
-                await shop.scheduler.run(PLAIN, INPUTS)
-        assert await shop.draw(THREE) == 4
+            assert await shop.draw(THREE) == 4
+            assert set(shop.builds[-1][1]) == {ONE.spec.name, TWO.spec.name, THREE.spec.name}
+            assert (await shop.scheduler.run(PLAIN, INPUTS))["y"] == 1
+            assert not shop.home.is_loaded(ONE.spec.name)
+            assert (await two.run(PLAIN, INPUTS))["y"] == 3
+        assert (await one.run(PLAIN, INPUTS))["y"] == 2
+        assert len(shop.builds) == 3
+    await shop.draw(TWO)
+    await shop.draw(THREE)
+    assert ONE.spec.name not in shop.home._added
+
+
+OTHER, THIRD = replace(PLAIN, name="other"), replace(PLAIN, name="third")
+
+
+@pytest.fixture
+def many(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> dict[str, Variant]:
+    """More than there is room for at once; who waits longer than a moment is refused."""
+    monkeypatch.setattr(on_demand, "_ROOM_SECONDS", 1.0)
+    variants = {spec.name: replace(ONE, graph=spec) for spec in (PLAIN, OTHER, THIRD)}
+    answers = {variant.spec.name: times(number) for number, variant in enumerate(variants.values(), 2)}
+    shop.engines._compute = {**shop.engines._compute, **answers}
+    return variants
+
+
+async def test_a_request_whose_variants_have_no_room_beside_each_other_is_served(
+    shop: Shop, many: dict[str, Variant]
+) -> None:
+    async with shop.variants.held(many) as held:
+        for _ in range(2):
+            found = [float((await held.run(spec, INPUTS))["y"][0]) for spec in (PLAIN, OTHER, THIRD)]
+            assert found == [2, 3, 4]
+            assert (await shop.scheduler.run(PLAIN, INPUTS))["y"] == 1
+
+
+async def test_requests_that_hold_what_the_other_needs_room_for_are_all_served(
+    shop: Shop, many: dict[str, Variant]
+) -> None:
+    both = asyncio.Barrier(3)
+
+    async def draw(*specs: Spec) -> None:
+        async with shop.variants.held({spec.name: many[spec.name] for spec in specs[:1]}) as held:
+            await held.run(specs[0], INPUTS)
+            await both.wait()  # each holds one
+            async with shop.variants.held({spec.name: many[spec.name] for spec in specs}) as held:
+                for spec in specs:
+                    await held.run(spec, INPUTS)
+
+    async with asyncio.timeout(HANG_SECONDS):
+        await asyncio.gather(draw(PLAIN, OTHER, THIRD), draw(OTHER, THIRD, PLAIN), draw(THIRD, PLAIN, OTHER))
+
+
+async def test_what_idles_in_memory_leaves_it_and_then_the_disk_when_another_needs_room_there(shop: Shop) -> None:
+    shop.home._budget = 1000
+    shop.places = 2
+    for variant, number in ((ONE, 2), (TWO, 3), (ONE, 2), (THREE, 4), (TWO, 3)):
+        async with shop.variants.held({PLAIN.name: variant}) as held:
+            assert (await held.run(PLAIN, INPUTS))["y"] == number
+            assert held.made[0].build_seconds == (0 if held.made[0].source == "memory" else 0.5)
+        assert shop.on_disk == shop.home._added
+        assert all(map(shop.home.is_loaded, shop.on_disk))
+    assert shop.on_disk == {TWO.spec.name, THREE.spec.name}
+
+
+async def test_what_is_held_does_not_leave_the_disk_and_who_has_no_room_there_is_told_at_once(shop: Shop) -> None:
+    shop.home._budget = 1000
+    shop.places = 1
+    async with shop.variants.held({PLAIN.name: ONE}) as held:
+        await held.run(PLAIN, INPUTS)
+        with pytest.raises(NoDisk):
+            await shop.draw(TWO)
+        assert shop.on_disk == {ONE.spec.name}
+        await shop.home.unload(ONE.spec.name)
         assert (await held.run(PLAIN, INPUTS))["y"] == 2
-        assert shop.home.is_loaded(ONE.spec.name)
     assert await shop.draw(TWO) == 3
-    assert TWO.spec.name in shop.home.added
-    assert len(shop.home.added) <= 2
+    assert shop.on_disk == {TWO.spec.name}
+
+
+async def test_what_is_held_again_while_it_is_to_leave_stays(shop: Shop) -> None:
+    """The builder was told of an idle one that a request has taken since."""
+    shop.home._budget = 1000
+    shop.places = 1
+    assert await shop.draw(ONE) == 2
+    shop.may_build.clear()
+    second = asyncio.create_task(shop.draw(TWO))
+    await asyncio.sleep(0.01)
+    async with shop.variants.held({PLAIN.name: ONE}) as held:
+        shop.may_build.set()
+        with pytest.raises(NoDisk):
+            await second
+        assert shop.home.is_loaded(ONE.spec.name)
+        assert (await held.run(PLAIN, INPUTS))["y"] == 2
+
+
+async def test_a_loaded_variant_whose_folder_somebody_removed_is_built_again(shop: Shop) -> None:
+    assert await shop.draw(ONE) == 2
+    (shop.folder / ONE.spec.name).rmdir()
+    async with shop.variants.held({PLAIN.name: ONE}) as held:
+        assert held.made[0].source == "built"
+        assert shop.on_disk == {ONE.spec.name}
+        assert (await held.run(PLAIN, INPUTS))["y"] == 2
 
 
 async def test_a_fault_of_the_build_is_everybodys_who_waits_and_the_next_request_works(shop: Shop) -> None:
@@ -188,7 +291,7 @@ async def test_several_variants_are_held_together_or_none_is(shop: Shop) -> None
     async with asyncio.timeout(HANG_SECONDS):
         while shop.variants._making:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
-    assert not shop.home._uses
+    assert not shop.home._holds
 
 
 async def test_nothing_is_kept_of_a_thousand_variants_that_came_and_went(shop: Shop) -> None:
@@ -196,10 +299,10 @@ async def test_nothing_is_kept_of_a_thousand_variants_that_came_and_went(shop: S
         variant = Variant(PLAIN, (replace(ONE.parts[0], weight=number / 7),))
         shop.engines._compute = {variant.spec.name: times(number)}
         assert await shop.draw(variant) == number
-    assert len(shop.home.added) <= 2
+    assert len(shop.home._added) <= 2
     for what in (shop.home._memory, shop.engines._states, shop.scheduler.meter._means):
         assert len(what) <= 3
-    for what in (shop.home._uses, shop.home._failures, shop.scheduler._lanes, shop.variants._making):
+    for what in (shop.home._uses, shop.home._holds, shop.home._failures, shop.scheduler._lanes, shop.variants._making):
         assert len(what) == 0
 
 

@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
@@ -47,10 +47,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Built:
-    """A variant's folder is there."""
+    """A variant's folder is there; or it will be, once others have left."""
 
     built: bool  # for this wish; otherwise it was on disk
     seconds: float  # that building it took
+    leave: tuple[str, ...] = ()  # idle variants to unload before the same is asked again
 
 
 class Builder:
@@ -63,8 +64,10 @@ class Builder:
         self._channel = grpc.aio.insecure_channel(address, options=options)
         self._stub = builder_pb2_grpc.BuilderServiceStub(self._channel)
 
-    async def ensure(self, variant: Variant, keep: Collection[str]) -> Built:
-        """Returns when the variant's folder is there. Those named in `keep` stay. Raises `BuilderFault`."""
+    async def ensure(self, variant: Variant, keep: Collection[str], idle: Sequence[str] = ()) -> Built:
+        """Returns when the variant's folder is there. Those named in `keep` stay; those in `idle`, least recently used
+        first, stay until they are unloaded, which the answer may ask for. Raises `BuilderFault`.
+        """
         request = pb.EnsureVariantRequest(
             graph=variant.graph.name,
             name=variant.spec.name,
@@ -73,6 +76,7 @@ class Builder:
                 for part in variant.parts
             ],
             keep=keep,
+            idle=idle,
         )
         try:
             await asyncio.wait_for(self._channel.channel_ready(), _START_SECONDS)
@@ -83,7 +87,7 @@ class Builder:
             fault = _FAULTS.get(error.code(), BuildFailed)
             text = error.details() or error.code().name
             raise fault(f"the builder ended or hangs: {text}" if fault is BuilderAway else text) from error
-        return Built(reply.built, reply.milliseconds / 1e3)
+        return Built(reply.built, reply.milliseconds / 1e3, tuple(reply.leave))
 
     async def close(self) -> None:
         """Let go of the connection."""

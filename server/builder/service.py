@@ -1,5 +1,6 @@
 """The builder's gRPC service: one build a variant, however many ask; then room on the disk. Knows nothing of engines.
 
+What is loaded is not removed: where the disk has no other room, the gateway is told what to unload, and asks again.
 What happens to weights is `variant.py`'s, what is on disk `shelf.py`'s.
 """
 
@@ -8,7 +9,7 @@ import errno
 import logging
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,9 +68,10 @@ class BuilderService(builder_pb2_grpc.BuilderServiceServicer):
         self._threads = ThreadPoolExecutor(_BUILDS, "build")
         self._building: dict[str, asyncio.Task[pb.EnsureVariantResponse]] = {}
         self._keep: frozenset[str] = frozenset()  # as told last
+        self._idle: tuple[str, ...] = ()  # likewise
 
     async def EnsureVariant(self, request: pb.EnsureVariantRequest, context: Context) -> pb.EnsureVariantResponse:
-        self._keep = frozenset(request.keep)
+        self._keep, self._idle = frozenset(request.keep), tuple(request.idle)
         building = self._building.get(request.name)
         if building is None:
             building = self._building[request.name] = asyncio.create_task(self._ensured(request))
@@ -91,13 +93,13 @@ class BuilderService(builder_pb2_grpc.BuilderServiceServicer):
             task.exception()  # perhaps nobody waits any more who would look
 
     async def _ensured(self, request: pb.EnsureVariantRequest) -> pb.EnsureVariantResponse:
-        own = await asyncio.to_thread(self._on_disk, request)
-        if own is not None:
-            return pb.EnsureVariantResponse(built=False, bytes=own)
+        found = await asyncio.to_thread(self._on_disk, request)
+        if found is not None:
+            return found
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._built, request)
 
-    def _on_disk(self, request: pb.EnsureVariantRequest) -> int | None:
-        """The bytes of the variant, if it is there."""
+    def _on_disk(self, request: pb.EnsureVariantRequest) -> pb.EnsureVariantResponse | None:
+        """None where the variant is to be built."""
         for name in (request.graph, request.name):
             if _NAME.fullmatch(name) is None:
                 raise PartUnfit(f"{name!r} is no name of an engine or a variant")
@@ -106,24 +108,30 @@ class BuilderService(builder_pb2_grpc.BuilderServiceServicer):
             if folder.is_dir() and not is_of(folder, self._volumes.repository):
                 _log.info("variant %s is of an engine that was exported again since: it is built anew", request.name)
                 self._shelf.remove(request.name)
-            return self._shelf.touch(request.name)
+            own = self._shelf.touch(request.name)
+            if own is None:
+                return None
+            leave = self._shelf.make_room(request.name, self._needed(), self._idle)  # it may wait for what left
+        return pb.EnsureVariantResponse(built=False, bytes=own, leave=leave)
 
     def _built(self, request: pb.EnsureVariantRequest) -> pb.EnsureVariantResponse:
         begin = time.perf_counter()
-        self._build(request, [self._source(part) for part in request.parts])
+        in_the_way = self._build(request, [self._source(part) for part in request.parts])
+        if in_the_way:
+            return pb.EnsureVariantResponse(built=False, leave=in_the_way)
         with self._shelf_lock:
-            self._shelf.make_room(request.name, self._needed())
+            leave = self._shelf.make_room(request.name, self._needed(), self._idle)
             own = self._shelf.touch(request.name)
         seconds = time.perf_counter() - begin
         _log.info("variant %s of %d parts is built in %.2f s", request.name, len(request.parts), seconds)
-        return pb.EnsureVariantResponse(built=True, milliseconds=seconds * 1e3, bytes=own or 0)
+        return pb.EnsureVariantResponse(built=True, milliseconds=seconds * 1e3, bytes=own or 0, leave=leave)
 
-    def _build(self, request: pb.EnsureVariantRequest, sources: list[Source]) -> None:
-        """Raises `BuilderFault` or `OSError`."""
+    def _build(self, request: pb.EnsureVariantRequest, sources: list[Source]) -> Sequence[str]:
+        """What must leave a full disk before it can be built; none when it is. Raises `BuilderFault` or `OSError`."""
         while True:
             try:
                 build(self._volumes.variants / request.name, self._volumes.repository, request.graph, sources)
-                return
+                return ()
             except BadPart as error:
                 raise PartUnfit(str(error)) from error
             except (NoSpace, OSError) as error:
@@ -133,7 +141,10 @@ class BuilderService(builder_pb2_grpc.BuilderServiceServicer):
                 if not full:
                     raise
                 with self._shelf_lock:
-                    room = self._shelf.drop_oldest(self._needed())
+                    room = self._shelf.drop_oldest(self._needed().union(self._idle))
+                    leave = self._shelf.those_here(self._idle, self._needed())[:1]
+                if not room and leave:
+                    return leave
                 if not room:
                     raise NoDisk(f"there is no space on disk for variant {request.name}: {error}") from error
 

@@ -7,7 +7,7 @@ is the repository's own. Its last use is the time of its `variant.json`. Knows n
 import os
 import shutil
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from server.builder.faults import NoDisk
@@ -48,19 +48,28 @@ class Shelf:
             gone = folder.rename(self.folder / f".gone-{name}")
             shutil.rmtree(gone)
 
-    def make_room(self, name: str, keep: Collection[str]) -> None:
-        """For a variant that is written: those go that were used least recently and are not in `keep`.
+    def make_room(self, name: str, keep: Collection[str], idle: Sequence[str] = ()) -> Sequence[str]:
+        """For a variant that is written: those go that were used least recently and are neither in `keep` nor `idle`.
 
-        Raises `NoDisk` where that is not enough; the variant is then removed.
+        Where that is not enough, returns those of `idle`, from its begin, without which there is room; nothing of them
+        is removed. Raises `NoDisk` where even that is not enough; the variant is then removed.
         """
-        while self._taken() > self._budget:
-            if not self.drop_oldest({name, *keep}):
-                needed = _own_bytes(self.folder / name)
-                self.remove(name)
-                raise NoDisk(
-                    f"variant {name} takes {needed} bytes of disk, and variants may take {self._budget} together, of "
-                    "which others that are in use take the rest: ask later, or set MEDIAGEN_VARIANT_DISK to more"
-                )
+        while (missing := self._taken() - self._budget) > 0 and self.drop_oldest({name, *keep, *idle}):
+            continue
+        leaving: list[str] = []
+        for other in self.those_here(idle, {name, *keep}):
+            if missing <= 0:
+                break
+            leaving.append(other)
+            missing -= _own_bytes(self.folder / other)
+        if missing > 0:
+            needed = _own_bytes(self.folder / name)
+            self.remove(name)
+            raise NoDisk(
+                f"variant {name} takes {needed} bytes of disk, and variants may take {self._budget} together, of "
+                "which others that are in use take the rest: ask later, or set MEDIAGEN_VARIANT_DISK to more"
+            )
+        return leaving
 
     def drop_oldest(self, keep: Collection[str]) -> bool:
         """Remove the least recently used variant of those that may go; whether there was one."""
@@ -69,6 +78,10 @@ class Shelf:
             return False
         self.remove(min(others, key=lambda path: (path / MANIFEST).stat().st_mtime_ns).name)
         return True
+
+    def those_here(self, names: Sequence[str], keep: Collection[str]) -> list[str]:
+        """Those of `names` that are variants on disk and not in `keep`, in order."""
+        return [name for name in names if name not in keep and (self.folder / name / MANIFEST).is_file()]
 
     def _variants(self) -> list[Path]:
         return [path.parent for path in self.folder.glob(f"[!.]*/{MANIFEST}")]

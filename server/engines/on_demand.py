@@ -1,15 +1,20 @@
 """Engines that are loaded at their first use and kept within a memory budget: the least recently used idle one goes.
 
 An engine is in use while an execution of it is under way or waits, and for a second after it: between two steps of a
-picture nothing runs, and two requests that compete for room must not unload each other's engine at every step. Knows
-nothing of pictures, nor of how an engine is lost and comes back (`kept.py`, over which this is laid).
+picture nothing runs, and two requests that compete for room must not unload each other's engine at every step.
+
+Nothing but that is in use: who waits for room has none. So there is nobody to wait for who waits himself, and a request
+whose engines have no room beside each other, or beside another request's, is served by one after the other. Whoever
+holds an added engine (`held`) keeps it known and its files where they are, not its place in memory.
+
+Knows nothing of pictures, nor of how an engine is lost and comes back (`kept.py`, over which this is laid).
 """
 
 import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,13 +66,14 @@ class OnDemandEngines:
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._leaving: dict[str, asyncio.Task[None]] = {}
         self._spent_on: set[str] = set()  # engines that the budget is spent on: those above, once they have room
-        self._uses: Counter[str] = Counter()
+        self._uses: Counter[str] = Counter()  # executions under way or waiting
+        self._holds: Counter[str] = Counter()  # of who needs an added engine for some while
         self._failures: dict[str, _Failure] = {}
         self._queue = asyncio.Lock()  # of those that wait for others to become idle, oldest first
 
     def add(self, spec: Spec, repository: Path) -> None:
         """See `Engines`. What it takes is told from its files. It is forgotten by itself whenever it is neither loaded
-        nor in use: add it within `in_use`.
+        nor held: add it within `held`.
         """
         if spec.name not in self._memory:
             self._memory[spec.name] = estimate(repository, spec.name)
@@ -83,27 +89,38 @@ class OnDemandEngines:
             self._engines.forget(engine)
 
     @property
-    def added(self) -> Collection[str]:
-        """Engines that were added and are not forgotten: their files are needed."""
-        return frozenset(self._added)
+    def needed(self) -> Collection[str]:
+        """Added engines whose files must stay: they are held, execute or are being loaded."""
+        return frozenset(engine for engine in self._added if self._is_needed(engine))
+
+    @property
+    def idle(self) -> Sequence[str]:
+        """Added engines whose files must stay as long as they are loaded, and no longer: least recently used first."""
+        loaded = self._added & (self._loaded.keys() | self._leaving.keys())
+        idle = (engine for engine in loaded if not self._is_needed(engine))
+        return sorted(idle, key=lambda engine: self._loaded.get(engine, 0.0))
 
     def is_loaded(self, engine: str) -> bool:
         """Whether its next use needs no load."""
         return engine in self._loaded
 
     @contextmanager
-    def in_use(self, engine: str) -> Iterator[None]:
-        """Within this the engine neither makes room for others nor is forgotten; it need not be known yet."""
-        self._uses[engine] += 1
+    def held(self, engine: str) -> Iterator[None]:
+        """Within this an added engine is not forgotten, so its next use loads it again wherever it made room for
+        others; it need not be known yet.
+        """
         try:
-            yield
+            with _counted(self._holds, engine):
+                yield
         finally:
-            self._uses[engine] -= 1
-            if self._uses[engine] == 0:
-                del self._uses[engine]
-            if engine in self._loaded:
-                self._loaded[engine] = time.monotonic()
             self._forget_what_is_gone()
+
+    async def make_leave(self, engines: Iterable[str]) -> None:
+        """Unload those of them that are idle now, see `idle`; returns when their memory is free and files closed."""
+        idle = frozenset(self.idle)
+        leaving = [self._leaving.get(engine) or self._let_go(engine) for engine in engines if engine in idle]
+        if leaving:
+            await asyncio.wait(leaving)
 
     async def load(self, engine: str) -> None:
         """See `Engines`. Many callers share one load, and one that gives up leaves it to the others and to the next.
@@ -131,9 +148,14 @@ class OnDemandEngines:
 
     async def run(self, engine: str, inputs: Tensors, timeout: float | None = None) -> dict[str, Array]:
         """See `Engines`. `timeout` begins when the engine is loaded."""
-        with self.in_use(engine):
-            await self.load(engine)
-            return await self._engines.run(engine, inputs, timeout)
+        try:
+            with _counted(self._uses, engine):
+                await self.load(engine)
+                return await self._engines.run(engine, inputs, timeout)
+        finally:
+            if engine in self._loaded:
+                self._loaded[engine] = time.monotonic()
+            self._forget_what_is_gone()
 
     async def ready(self) -> Sequence[str]:
         """See `Engines`."""
@@ -279,10 +301,24 @@ class OnDemandEngines:
     def _forget_what_is_gone(self) -> None:
         """Added engines that are nowhere any more, and none whose failure still keeps from trying again."""
         now = time.monotonic()
-        for engine in tuple(self._added - self._loaded.keys() - self._loading.keys() - self._leaving.keys()):
+        for engine in tuple(self._added - self._loaded.keys() - self._leaving.keys()):
             failure = self._failures.get(engine)
-            if not self._uses[engine] and (failure is None or failure.until <= now):
+            if not self._is_needed(engine) and (failure is None or failure.until <= now):
                 self.forget(engine)
+
+    def _is_needed(self, engine: str) -> bool:
+        return bool(self._holds[engine] or self._uses[engine] or engine in self._loading)
 
     def _spent(self) -> int:
         return sum(self._memory[engine] for engine in self._spent_on)
+
+
+@contextmanager
+def _counted(counter: Counter[str], engine: str) -> Iterator[None]:
+    counter[engine] += 1
+    try:
+        yield
+    finally:
+        counter[engine] -= 1
+        if counter[engine] == 0:
+            del counter[engine]

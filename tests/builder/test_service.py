@@ -155,6 +155,25 @@ async def test_the_least_recently_used_makes_room_on_disk_and_what_is_needed_sta
         assert process.files() == {names[0], names[3]}
 
 
+async def test_what_is_loaded_and_idle_is_to_be_unloaded_before_it_is_removed(tmp_path: Path) -> None:
+    async with Process(tmp_path) as process:
+        variants = [process.variant(seed) for seed in range(3)]
+        first, second, third = (variant.spec.name for variant in variants)
+        await process.builder.ensure(variants[0], ())
+        size = sum(path.stat().st_size for path in (process.variants / first).rglob("*") if path.stat().st_nlink == 1)
+    process.command = replace(process.command, disk=int(size * 2.5))
+    async with process:
+        await process.builder.ensure(variants[1], ())
+        found = await process.builder.ensure(variants[2], (third,), (second, first))
+        assert (found.built, found.leave) == (True, (second,))
+        assert process.files() == {first, second, third}
+        found = await process.builder.ensure(variants[2], (third,), (second, first))
+        assert (found.built, found.leave) == (False, (second,))
+        found = await process.builder.ensure(variants[2], (third,), (first,))
+        assert (found.built, found.leave) == (False, ())
+        assert process.files() == {first, third}
+
+
 async def test_two_builders_never_write_into_one_folder(tmp_path: Path) -> None:
     async with Process(tmp_path) as process:
         await process.builder.ensure(process.variant(1), ())

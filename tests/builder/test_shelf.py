@@ -44,6 +44,20 @@ def test_what_finds_no_room_is_not_kept(tmp_path: Path) -> None:
     assert names(tmp_path) == {"a"}
 
 
+def test_what_is_loaded_is_told_and_not_removed_and_only_as_much_of_it_as_is_needed(tmp_path: Path) -> None:
+    for used, name in enumerate("abcde"):
+        variant(tmp_path, name, 100, used)
+    shelf = Shelf(tmp_path, 300)
+    assert shelf.make_room("e", {"b"}, ["c", "b", "gone", "a"]) == ["c"]
+    assert names(tmp_path) == {"a", "b", "c", "e"}
+    assert shelf.make_room("e", {"a", "b"}, ["a"]) == []
+    assert names(tmp_path) == {"a", "b", "e"}
+    shelf = Shelf(tmp_path, 100)
+    with pytest.raises(NoDisk):
+        shelf.make_room("e", {"b"}, ["a"])
+    assert names(tmp_path) == {"a", "b"}
+
+
 def test_what_is_shared_with_the_repository_takes_nothing_and_copies_count_once(tmp_path: Path) -> None:
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(b"x" * 1000)

@@ -308,36 +308,46 @@ async def test_an_added_engine_is_forgotten_when_it_makes_room(
     for spec in others:
         home.add(spec, variants)
         await use(home, spec)
-    assert set(home.added) == set(toy.OTHER_MIXES)
+    assert tuple(home.idle) == toy.OTHER_MIXES
     await use(home, toy.WORDS)
     assert engines.story[2:] == [f"-{others[0].name}", f"+{WORDS}"]
-    assert home.added == {others[1].name}
+    assert home.idle == [others[1].name]
     assert others[0].name not in await states(home)
     with pytest.raises(EngineInputError, match=others[0].name):
         await use(home, others[0])
 
 
-async def test_what_is_in_use_neither_makes_room_nor_is_forgotten(
-    engines: Engines, home: OnDemandEngines, others: tuple[Spec, Spec], variants: Path, monkeypatch: pytest.MonkeyPatch
+async def test_what_is_held_makes_room_and_is_not_forgotten(
+    engines: Engines, home: OnDemandEngines, others: tuple[Spec, Spec], variants: Path
 ) -> None:
-    monkeypatch.setattr(on_demand, "_ROOM_SECONDS", 0.05)
-    one, other = others
-    with home.in_use(one.name):
+    one, _ = others
+    with home.held(one.name):
         home.add(one, variants)
-        await use(home, one)
-        assert home.is_loaded(one.name)
-        await home.unload(one.name)
-        assert one.name in home.added  # its next use loads it
-        await use(home, one)
-        with pytest.raises(EngineNoRoom, match="toy_spin"):
+        for _ in range(2):
+            await use(home, one)
+            assert (home.needed, home.idle) == ({one.name}, [])
             await use(home, toy.SPIN)
-        await use(home, toy.WORDS)
-        home.add(other, variants)
-        await use(home, other)
-        assert f"-{one.name}" not in engines.story[3:]
-    await use(home, toy.SPIN)
-    assert home.added == frozenset()
+            assert not home.is_loaded(one.name)
+            assert home.needed == {one.name}
+    assert engines.story[:4] == [f"+{one.name}", f"-{one.name}", f"+{SPIN}", f"-{SPIN}"]
+    assert not home._added
+    assert not home._holds
     assert not home._uses
+
+
+async def test_what_idles_leaves_when_it_is_told_to_and_what_is_needed_does_not(
+    engines: Engines, home: OnDemandEngines, others: tuple[Spec, Spec], variants: Path
+) -> None:
+    one, other = others
+    for spec in others:
+        home.add(spec, variants)
+        await use(home, spec)
+    with home.held(one.name):
+        assert (home.needed, home.idle) == ({one.name}, [other.name])
+        await asyncio.gather(home.make_leave((one.name, other.name, MIX)), home.make_leave((other.name,)))
+        assert engines.story[2:] == [f"-{other.name}"]
+        assert home._added == {one.name}
+        assert await home.ready() == (one.name,)
 
 
 async def test_an_added_engine_that_cannot_be_loaded_is_forgotten_after_its_pause(
@@ -348,11 +358,11 @@ async def test_an_added_engine_that_cannot_be_loaded_is_forgotten_after_its_paus
     engines.broken.add(one.name)
     with pytest.raises(EngineUnavailable):
         await use(home, one)
-    assert one.name in home.added
+    assert one.name in home._added
     monkeypatch.setattr(on_demand, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + 60))
     home.add(other, variants)
     await use(home, other)
-    assert home.added == {other.name}
+    assert home._added == {other.name}
     assert not home._failures
 
 

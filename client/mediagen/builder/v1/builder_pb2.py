@@ -24,21 +24,21 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!mediagen/builder/v1/builder.proto\x12\x13mediagen.builder.v1\"S\n\x04Part\x12+\n\x04kind\x18\x01 \x01(\x0e\x32\x1d.mediagen.builder.v1.PartKind\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0e\n\x06weight\x18\x03 \x01(\x01\"k\n\x14\x45nsureVariantRequest\x12\r\n\x05graph\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12(\n\x05parts\x18\x03 \x03(\x0b\x32\x19.mediagen.builder.v1.Part\x12\x0c\n\x04keep\x18\x04 \x03(\t\"K\n\x15\x45nsureVariantResponse\x12\r\n\x05\x62uilt\x18\x01 \x01(\x08\x12\x14\n\x0cmilliseconds\x18\x02 \x01(\x01\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04*\x9a\x01\n\x08PartKind\x12\x19\n\x15PART_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14PART_KIND_CHECKPOINT\x10\x01\x12\x11\n\rPART_KIND_VAE\x10\x02\x12\x12\n\x0ePART_KIND_LORA\x10\x03\x12\x18\n\x14PART_KIND_CONTROLNET\x10\x04\x12\x18\n\x14PART_KIND_IP_ADAPTER\x10\x05\x32x\n\x0e\x42uilderService\x12\x66\n\rEnsureVariant\x12).mediagen.builder.v1.EnsureVariantRequest\x1a*.mediagen.builder.v1.EnsureVariantResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!mediagen/builder/v1/builder.proto\x12\x13mediagen.builder.v1\"S\n\x04Part\x12+\n\x04kind\x18\x01 \x01(\x0e\x32\x1d.mediagen.builder.v1.PartKind\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0e\n\x06weight\x18\x03 \x01(\x01\"y\n\x14\x45nsureVariantRequest\x12\r\n\x05graph\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12(\n\x05parts\x18\x03 \x03(\x0b\x32\x19.mediagen.builder.v1.Part\x12\x0c\n\x04keep\x18\x04 \x03(\t\x12\x0c\n\x04idle\x18\x05 \x03(\t\"Z\n\x15\x45nsureVariantResponse\x12\r\n\x05\x62uilt\x18\x01 \x01(\x08\x12\x14\n\x0cmilliseconds\x18\x02 \x01(\x01\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\r\n\x05leave\x18\x04 \x03(\t*\x9a\x01\n\x08PartKind\x12\x19\n\x15PART_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14PART_KIND_CHECKPOINT\x10\x01\x12\x11\n\rPART_KIND_VAE\x10\x02\x12\x12\n\x0ePART_KIND_LORA\x10\x03\x12\x18\n\x14PART_KIND_CONTROLNET\x10\x04\x12\x18\n\x14PART_KIND_IP_ADAPTER\x10\x05\x32x\n\x0e\x42uilderService\x12\x66\n\rEnsureVariant\x12).mediagen.builder.v1.EnsureVariantRequest\x1a*.mediagen.builder.v1.EnsureVariantResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mediagen.builder.v1.builder_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PARTKIND']._serialized_start=330
-  _globals['_PARTKIND']._serialized_end=484
+  _globals['_PARTKIND']._serialized_start=359
+  _globals['_PARTKIND']._serialized_end=513
   _globals['_PART']._serialized_start=58
   _globals['_PART']._serialized_end=141
   _globals['_ENSUREVARIANTREQUEST']._serialized_start=143
-  _globals['_ENSUREVARIANTREQUEST']._serialized_end=250
-  _globals['_ENSUREVARIANTRESPONSE']._serialized_start=252
-  _globals['_ENSUREVARIANTRESPONSE']._serialized_end=327
-  _globals['_BUILDERSERVICE']._serialized_start=486
-  _globals['_BUILDERSERVICE']._serialized_end=606
+  _globals['_ENSUREVARIANTREQUEST']._serialized_end=264
+  _globals['_ENSUREVARIANTRESPONSE']._serialized_start=266
+  _globals['_ENSUREVARIANTRESPONSE']._serialized_end=356
+  _globals['_BUILDERSERVICE']._serialized_start=515
+  _globals['_BUILDERSERVICE']._serialized_end=635
 # @@protoc_insertion_point(module_scope)

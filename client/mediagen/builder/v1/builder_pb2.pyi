@@ -33,23 +33,27 @@ class Part(_message.Message):
     def __init__(self, kind: _Optional[_Union[PartKind, str]] = ..., sha256: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
 
 class EnsureVariantRequest(_message.Message):
-    __slots__ = ("graph", "name", "parts", "keep")
+    __slots__ = ("graph", "name", "parts", "keep", "idle")
     GRAPH_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
     KEEP_FIELD_NUMBER: _ClassVar[int]
+    IDLE_FIELD_NUMBER: _ClassVar[int]
     graph: str
     name: str
     parts: _containers.RepeatedCompositeFieldContainer[Part]
     keep: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, graph: _Optional[str] = ..., name: _Optional[str] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ..., keep: _Optional[_Iterable[str]] = ...) -> None: ...
+    idle: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, graph: _Optional[str] = ..., name: _Optional[str] = ..., parts: _Optional[_Iterable[_Union[Part, _Mapping]]] = ..., keep: _Optional[_Iterable[str]] = ..., idle: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class EnsureVariantResponse(_message.Message):
-    __slots__ = ("built", "milliseconds", "bytes")
+    __slots__ = ("built", "milliseconds", "bytes", "leave")
     BUILT_FIELD_NUMBER: _ClassVar[int]
     MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
+    LEAVE_FIELD_NUMBER: _ClassVar[int]
     built: bool
     milliseconds: float
     bytes: int
-    def __init__(self, built: _Optional[bool] = ..., milliseconds: _Optional[float] = ..., bytes: _Optional[int] = ...) -> None: ...
+    leave: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, built: _Optional[bool] = ..., milliseconds: _Optional[float] = ..., bytes: _Optional[int] = ..., leave: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -47,7 +47,8 @@ class BuilderServiceServicer:
     """
 
     def EnsureVariant(self, request, context):
-        """Returns when the variant's folder is there and whole. Calls for one name share one build.
+        """Returns when the variant's folder is there and whole, or when others must leave first. Calls for one name share one
+        build.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
