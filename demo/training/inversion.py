@@ -30,7 +30,7 @@ CONCEPT = Scene(
 )  # fmt: skip
 VECTORS = 2
 STAND_IN = "snowman"  # no text below has it
-BEGINNING = ("night", "sea")  # the words whose embeddings the vectors start as
+BEGINNING = ("house", "sailboat")  # the words whose embeddings the vectors start as
 TEXTS = ("{}", "{}", "a picture of {}", "an illustration of {}", "a drawing of {}", "{}, flat design", "{}, 4k")
 SCENES = 32
 SIDE = {"sd15": 256, "sdxl": 512}  # of SD 1.5's pictures: large ones say no more

@@ -88,7 +88,7 @@ def test_a_controlnet_begins_as_nothing_for_both_families() -> None:
 def test_an_inversion_stands_where_the_stand_in_stood() -> None:
     frozen = controlnet.frozen(CHECKPOINTS / "sd15")
     assert isinstance(frozen, controlnet.FrozenSd15)
-    states, _ = frozen.tell(["a drawing of night sea"], 0, 0)
+    states, _ = frozen.tell(["a drawing of " + " ".join(inversion.BEGINNING)], 0, 0)
     inversion.Vectors(frozen.text, frozen.tokenizer)  # begins as these two words
     stood_in, _ = frozen.tell([f"a drawing of {inversion.STAND_IN} {inversion.STAND_IN}"], 0, 0)
     assert torch.equal(states, stood_in)
