@@ -113,7 +113,7 @@ def bring(
     reached = -1
     while True:
         there = _there(client, described)
-        if there is not None and there.state == pb.ASSET_STATE_READY and there.sha256 == described.sha256:
+        if there is not None and _is_it(there, described):
             return there  # its reply was lost
         offset = there.received_bytes if there is not None and there.sha256 == described.sha256 else 0
         left = ATTEMPTS if offset > reached else left - 1
@@ -123,9 +123,20 @@ def bring(
         try:
             return client.upload(described, what.read(offset), progress)
         except MediagenError as error:
-            if error.code not in _MAY_GO_ON or left <= 0:
+            crowded = error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and error.retry_seconds is not None
+            if not (crowded or error.code in _MAY_GO_ON) or left <= 0:
                 raise
             wait(min(2.0 ** (ATTEMPTS - left), 30.0) if error.retry_seconds is None else error.retry_seconds)
+
+
+def _is_it(there: pb.Asset, described: pb.AssetDescription) -> bool:
+    """Whether a ready asset is what is being brought: not only its bytes."""
+    return (
+        there.state == pb.ASSET_STATE_READY
+        and described.preprocessor in ("", there.preprocessor)  # by default the service finds one
+        and (there.sha256, there.type, there.public, there.description)
+        == (described.sha256, described.type, described.public, described.description)
+    )
 
 
 def _there(client: Client, described: pb.AssetDescription) -> pb.Asset | None:

@@ -61,7 +61,7 @@ class Reading:
             return None
         card = self.engine.card.name
         if card not in found.facts.engines:
-            fits = ", ".join(found.facts.engines)
+            fits = ", ".join(found.facts.engines) or "no engine of this deployment"
             self.wrong(name, f"{quoted(asked)} fits {fits} and not {card}", "engine")
             return None
         return found
@@ -70,7 +70,8 @@ class Reading:
         """Names like it, as the end of a sentence. Looking for them takes long where there are many: so not for all."""
         if len(asked) > _LONGEST or len(self.violations) >= _SUGGESTIONS:
             return ""
-        likely = get_close_matches(asked, self.shelf.names(kind)[:_COMPARED], _LIKELY, 0.4)
+        names = sorted(self.shelf.names(kind), key=lambda name: name[:1] != asked[:1])[:_COMPARED]
+        likely = get_close_matches(asked, names, _LIKELY, 0.4)
         return f"; the nearest are {', '.join(likely)}" if likely else ""
 
     def picture(self, name: str, data: bytes, read: Callable[[bytes], Array] = decode) -> Array | None:

@@ -1,20 +1,20 @@
 """What lies in the model repository's folder of assets, brought into the library at every start, for every tenant."""
 
 import logging
-import os
-import shutil
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from server.assets.asset import DEPLOYMENT, Asset, AssetState, AssetType, BadAsset, Facts, blob
+from server.assets.asset import DEPLOYMENT, NO_FACTS, Asset, AssetState, AssetType, BadAsset, Facts, blob
+from server.assets.faults import LibraryFull
 from server.assets.library import Library
-from server.assets.partial import sha256_of
+from server.assets.partial import Partial, sha256_of
 from server.assets.rules import is_name, preprocessor_of
 
 log = logging.getLogger(__name__)
+
+_PIECE = 2**20  # bytes copied at once
 
 Recognise = Callable[[Path], AssetType]  # raises `BadAsset`
 
@@ -23,7 +23,8 @@ def bring_in(library: Library, folder: Path, recognise: Recognise, engines: str)
     """Every `<name>.safetensors` of the folder becomes a public asset; those whose file is gone go.
 
     A file is read only when its size or time has changed, or `engines` has: any text that tells what assets are looked
-    at against. What is no asset is logged. May take as long as reading all of them. Raises `OSError`, `LibraryFull`.
+    at against. What is no asset, or finds no room, is logged. May take as long as copying all of them. Raises
+    `OSError`.
     """
     found = set()
     for path in sorted(folder.glob("*.safetensors")):
@@ -32,8 +33,8 @@ def bring_in(library: Library, folder: Path, recognise: Recognise, engines: str)
             continue
         try:
             _bring(library, path, recognise, engines)
-        except BadAsset as bad:
-            log.warning("%s is left out: %s", path, bad)
+        except (BadAsset, LibraryFull) as why:
+            log.warning("%s is left out: %s", path, why)
         else:
             found.add(path.stem)
     for row in library.store.owned(DEPLOYMENT):
@@ -45,23 +46,24 @@ def _bring(library: Library, path: Path, recognise: Recognise, engines: str) -> 
     status = path.stat()
     source = f"{status.st_size} {status.st_mtime_ns} {engines}"
     held = library.store.by_name(DEPLOYMENT, path.stem)
-    ready = (
-        held is not None and held.asset.state is AssetState.READY and blob(library.folder, held.asset.sha256).exists()
-    )
+    ready = held is not None and held.asset.state is AssetState.READY
     if held is not None and ready and held.source == source:
         return
-    sha256, type = sha256_of(path), recognise(path)
-    facts = library.inspect(path, type)
-    facts = replace(facts, preprocessor=preprocessor_of("", facts.preprocessor, path.stem, type))
-    if held is not None and ready and (held.asset.sha256, held.asset.type) == (sha256, type):
-        with library.store.transaction():
-            library.store.set_content(held.asset.id, status.st_size, sha256, facts)
-            library.store.set_source(held.asset.id, source)
+    type = recognise(path)
+    if held is not None and ready and (held.asset.sha256, held.asset.type) == (sha256_of(path), type):
+        facts = _facts(library, blob(library.folder, held.asset.sha256), path.stem, type)
+        library.store.set_facts(held.asset.id, facts, source)
         return
-    _put(library, path, type, sha256, facts, source)
+    _put(library, path, type, source)
 
 
-def _put(library: Library, path: Path, type: AssetType, sha256: str, facts: Facts, source: str) -> None:
+def _facts(library: Library, file: Path, name: str, type: AssetType) -> Facts:
+    facts = library.inspect(file, type)
+    return replace(facts, preprocessor=preprocessor_of("", facts.preprocessor, name, type))
+
+
+def _put(library: Library, path: Path, type: AssetType, source: str) -> None:
+    """The library gets a copy, and what it says is of the copy: who writes over the file changes no asset."""
     asset = Asset(
         id=uuid.uuid4().hex,
         name=path.stem,
@@ -71,22 +73,27 @@ def _put(library: Library, path: Path, type: AssetType, sha256: str, facts: Fact
         state=AssetState.UPLOADED,
         reason="",
         size_bytes=path.stat().st_size,
-        sha256=sha256,
+        sha256="",
         description="of this deployment",
         create_time=library.now(),
-        facts=facts,
+        facts=NO_FACTS,
     )
     with library.store.transaction():
         held = library.store.by_name(DEPLOYMENT, path.stem)
         if held is not None:
             library.forget(held.asset)
-        library.store.add(asset, asset.size_bytes, sha256, "", source)
+        library.store.add(asset, asset.size_bytes, None, "")
     try:
-        with suppress(OSError):  # another file system, or one without hard links
-            os.link(path, library.partial(asset.id))
-        if not library.partial(asset.id).exists():
-            shutil.copyfile(path, library.partial(asset.id))
-        library.keep(asset.id, sha256, facts)
+        copy = Partial(library.partial(asset.id))
+        try:
+            with path.open("rb", buffering=0) as file:
+                while piece := file.read(_PIECE):
+                    copy.write(piece)
+            copy.settle()
+            facts = _facts(library, copy.path, path.stem, type)
+            library.keep(asset.id, sha256_of(copy.path), facts, source)
+        finally:
+            copy.close()
     except BaseException:
         library.forget(asset)
         raise

@@ -32,6 +32,10 @@ class UploadRunning(AssetFault):
     """Somebody else sends, or looks at, this asset's bytes."""
 
 
+class TooManyUploads(AssetFault):
+    """As many are under way as this service takes at a time."""
+
+
 class NotUploading(AssetFault):
     """The asset takes no bytes in the state it has."""
 

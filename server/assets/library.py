@@ -1,8 +1,9 @@
 """The library: what is kept, from its description to its end. Knows neither gRPC nor HTTP nor how files are looked at.
 
 Files are named by what they contain, or while they arrive by the asset's id: no word of a caller's is ever part of a
-path. A file gets its content's name, and loses it, within the transaction that says so. After a crash nothing is lost
-but what was under way, and an upload goes on where its file ends.
+path. A file gets its content's name before a row says that it is there, and goes after the row has: whatever ends the
+process in between, a file may be too much, which the next start removes, and none is missing. An upload goes on where
+its file ends.
 """
 
 import os
@@ -11,16 +12,17 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 from server.assets.asset import NO_FACTS, Asset, AssetState, AssetType, Facts, blob
 from server.assets.faults import LibraryFull, NameTaken, NoSuchAsset, NotOwner, UploadRunning, size_of
+from server.assets.glance import Glance
 from server.assets.partial import is_held
+from server.assets.rows import Row
 from server.assets.rules import Described
-from server.assets.store import Row, Store, Wanted
+from server.assets.store import Store, Wanted
 
-PARTIAL_TIME = timedelta(days=1)  # that an upload may stand still, and that a failed one is told of
 MAX_ASSETS = 10_000  # of one tenant, so that rows are bounded as bytes are
 
 Inspect = Callable[[Path, AssetType], Facts]  # raises `BadAsset`
@@ -29,19 +31,19 @@ COMING = (AssetState.READY_TO_UPLOAD, AssetState.UPLOADING, AssetState.UPLOADED)
 
 @dataclass(frozen=True)
 class Shelf:
-    """What one tenant's requests may use. Its methods take microseconds."""
+    """What one tenant's requests may use. Its methods take microseconds, whatever is written meanwhile."""
 
     _library: "Library"
     _tenant: str
 
     def find(self, name_or_id: str, type: AssetType) -> Asset | None:
         """Ready, and of this type; by name the tenant's own before the deployment's before other tenants'."""
-        row = self._library.store.usable(self._tenant, name_or_id, type)
+        row = self._library.glance.usable(self._tenant, name_or_id, type)
         return None if row is None else row.asset
 
     def names(self, type: AssetType) -> list[str]:
-        """Of all that could be found, in order."""
-        return self._library.store.names(self._tenant, type)
+        """Of all that could be found, in order; of very many the first."""
+        return self._library.glance.names(self._tenant, type)
 
     def path(self, asset: Asset) -> Path:
         """Its file: safetensors, and looked at."""
@@ -52,19 +54,28 @@ class Library:
     """A folder with a database and files. Methods are for any thread; those that may take longer say so."""
 
     def __init__(
-        self, folder: Path, inspect: Inspect, budget: int, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        folder: Path,
+        inspect: Inspect,
+        budget: int,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        against: str = "",
     ) -> None:
-        """`budget` in bytes, for what callers bring. Raises `OSError` for a folder that cannot be used."""
+        """`budget` in bytes, for what callers bring; `against` what files are looked at against, in any text that
+        changes when that does. Raises `OSError` for a folder that cannot be used."""
         for part in (folder, folder / "blobs", folder / "partial"):
             part.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder = folder
         self.inspect = inspect
+        self.against = against
         self.store = Store(folder / "assets.sqlite")
+        self.glance = Glance(folder / "assets.sqlite")
         self.now = now
         self._budget = budget
 
     def close(self) -> None:
         """Whatever is under way must have ended."""
+        self.glance.close()
         self.store.close()
 
     def shelf(self, tenant: str) -> Shelf:
@@ -135,45 +146,29 @@ class Library:
             self.forget(asset)
         return replace(asset, state=AssetState.DELETED)
 
-    def sweep(self) -> None:
-        """Remove uploads that stand still, and what is told of failed ones. May take as long as removing files."""
-        for row in self.store.in_state(*COMING, AssetState.ERROR, before=self.now() - PARTIAL_TIME):
-            with self.store.transaction():
-                if not self.is_uploading(row.asset.id):
-                    self.forget(row.asset)
-
-    def recover(self) -> None:
-        """After a crash: what was being looked at may be sent to its end again, and files of nobody go. May take as
-        long as listing all files."""
-        for row in self.store.in_state(AssetState.UPLOADED):
-            if not self.is_uploading(row.asset.id):
-                self.store.change(row.asset.id, AssetState.UPLOADING, self.now())
-        for path in (self.folder / "partial").iterdir():
-            with self.store.transaction():
-                if self.store.by_id(path.name) is None and not is_held(path):
-                    path.unlink(missing_ok=True)
-        for path in (self.folder / "blobs").glob("*/*"):
-            with self.store.transaction():
-                if not self.store.is_content(path.stem):
-                    path.unlink(missing_ok=True)
-        self.sweep()
-
-    def keep(self, id: str, sha256: str, facts: Facts) -> Asset:
-        """What has arrived becomes the asset's content, unless equal bytes are here. Raises `NoSuchAsset`."""
+    def keep(self, id: str, sha256: str, facts: Facts, source: str) -> Asset:
+        """What has arrived becomes the asset's content, unless equal bytes are here. Raises `NoSuchAsset`,
+        `LibraryFull`: then it lies where it arrived."""
         path, target = self.partial(id), blob(self.folder, sha256)
-        with self.store.transaction():
-            if self.store.by_id(id) is None or not path.exists():
-                raise NoSuchAsset(id)
-            size = path.stat().st_size
-            if target.exists():
-                path.unlink()
-            else:
-                target.parent.mkdir(mode=0o700, exist_ok=True)
-                path.rename(target)
-                _settle(target.parent)
-            self.store.set_content(id, size, sha256, facts)
-            self.store.change(id, AssetState.READY, self.now())
-            kept = self.store.by_id(id)
+        moved = False
+        try:
+            with self.store.transaction():
+                if self.store.by_id(id) is None or not path.exists():
+                    raise NoSuchAsset(id)
+                size = path.stat().st_size
+                if target.exists():
+                    self.store.afterwards(lambda: path.unlink(missing_ok=True))
+                else:
+                    _move(path, target)
+                    moved = True
+                self.store.set_content(id, size, sha256)
+                self.store.set_facts(id, facts, source)
+                self.store.change(id, AssetState.READY, self.now())
+                kept = self.store.by_id(id)
+        except BaseException:
+            if moved:
+                self._take_back(target, path)
+            raise
         assert kept is not None
         return kept.asset
 
@@ -187,9 +182,7 @@ class Library:
         """Whosever it is."""
         with self.store.transaction():
             self.store.remove(asset.id)
-            self.partial(asset.id).unlink(missing_ok=True)
-            if asset.state is AssetState.READY and not self.store.is_content(asset.sha256):
-                blob(self.folder, asset.sha256).unlink(missing_ok=True)
+            self.store.afterwards(lambda: self._clear(asset))
 
     def refuse_too_much(self, size_bytes: int) -> None:
         """Raises `LibraryFull`."""
@@ -212,8 +205,19 @@ class Library:
 
     def is_uploading(self, id: str) -> bool:
         """Whether somebody sends or looks at its bytes, in any process."""
-        path = self.partial(id)
-        return path.exists() and is_held(path)
+        return is_held(self.partial(id))
+
+    def _clear(self, asset: Asset) -> None:
+        """The files of one that is gone."""
+        self.partial(asset.id).unlink(missing_ok=True)
+        if asset.state is AssetState.READY and not self.store.is_content(asset.sha256):
+            blob(self.folder, asset.sha256).unlink(missing_ok=True)
+
+    def _take_back(self, target: Path, path: Path) -> None:
+        """Unless somebody has brought the same meanwhile."""
+        with self.store.transaction():
+            if not self.store.is_content(target.stem):
+                target.rename(path)
 
     def _give_way(self, held: Row) -> None:
         """Raises `NameTaken`, `UploadRunning`."""
@@ -228,12 +232,25 @@ class Library:
 def _goes_on(held: Row, described: Described) -> bool:
     """Whether it is an upload of the very same."""
     asset = held.asset
-    said = (asset.type, held.declared_bytes, held.declared_sha256, asset.public, asset.description)
-    same = said == (
-        *(described.type, described.size_bytes, described.sha256),
-        *(described.public, described.description),
+    said = Described(
+        name=asset.name,
+        type=asset.type,
+        size_bytes=held.declared_bytes,
+        sha256=held.declared_sha256,
+        public=asset.public,
+        description=asset.description,
+        preprocessor=held.preprocessor,
     )
-    return same and asset.state in COMING
+    return said == described and asset.state in COMING
+
+
+def _move(path: Path, target: Path) -> None:
+    """To a name that outlives a power cut, as its content has to already."""
+    if not target.parent.exists():
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        _settle(target.parent.parent)
+    path.rename(target)
+    _settle(target.parent)
 
 
 def _settle(folder: Path) -> None:

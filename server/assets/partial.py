@@ -87,11 +87,17 @@ def sha256_of(path: Path) -> str:
 
 
 def is_held(path: Path) -> bool:
-    """Whether somebody is writing it."""
+    """Whether somebody is writing it; what is not there is held by nobody, and is not made by the question."""
     try:
-        Partial(path).close()
-    except UploadRunning:
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
+    finally:
+        os.close(file)
     return False
 
 

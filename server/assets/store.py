@@ -3,14 +3,15 @@
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 from server.assets.asset import DEPLOYMENT, Asset, AssetState, AssetType, Facts
 from server.assets.faults import LibraryFull
+from server.assets.rows import Row, row_of, stamp
 
 # `number` grows and is never used again: pages end at one. A size or hash that was not declared is NULL.
 _SCHEMA = """
@@ -30,30 +31,19 @@ CREATE TABLE IF NOT EXISTS assets (
     created INTEGER NOT NULL, -- microseconds since 1970, UTC
     changed INTEGER NOT NULL, -- the same; of the state
     facts TEXT NOT NULL, -- JSON
-    source TEXT NOT NULL DEFAULT '', -- of the deployment's: how the file looked that it was taken from
+    source TEXT NOT NULL DEFAULT '', -- what it was looked at against, and how a file of the deployment's looked then
     UNIQUE (owner, name)
 );
 CREATE INDEX IF NOT EXISTS assets_by_content ON assets (sha256);
 CREATE INDEX IF NOT EXISTS assets_by_state ON assets (state, changed);
+CREATE INDEX IF NOT EXISTS assets_by_name ON assets (name);
+CREATE INDEX IF NOT EXISTS assets_of_all ON assets (type, name) WHERE public AND state = 'ready';
 """
 _VERSION = 1
 _BUSY_SECONDS = 10.0  # another process may hold the database while it moves a file
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # What a tenant may know of: its own, and what is public and usable.
-_VISIBLE = "(owner = :tenant OR (public AND state = 'ready'))"
-_OWN_FIRST = "ORDER BY owner = :tenant DESC, owner = '' DESC, number"
-
-
-@dataclass(frozen=True)
-class Row:
-    """An asset with what only the library needs to know of it."""
-
-    number: int
-    asset: Asset
-    declared_bytes: int | None
-    declared_sha256: str | None
-    preprocessor: str  # declared; "" for none
-    source: str
+VISIBLE = "(owner = :tenant OR (public AND state = 'ready'))"
+OWN_FIRST = "ORDER BY owner = :tenant DESC, owner = '' DESC, number"
 
 
 @dataclass(frozen=True)
@@ -76,13 +66,16 @@ class Store:
     def __init__(self, file: Path) -> None:
         """Raises `OSError` where it cannot be opened, or is none of ours."""
         self._turn = threading.RLock()
+        self._afterwards: list[Callable[[], None]] = []
         try:
             self._connection = sqlite3.connect(
                 file, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
             self._connection.row_factory = sqlite3.Row
             self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = NORMAL")
+            self._connection.execute(
+                "PRAGMA synchronous = FULL"
+            )  # files go when their rows have: rows must not come back
             version = self._connection.execute("PRAGMA user_version").fetchone()[0]
             if version not in (0, _VERSION):
                 raise OSError(f"{file} is of another version of this service ({version}, not {_VERSION})")
@@ -107,14 +100,23 @@ class Store:
                 yield
                 self._run("COMMIT")
             except BaseException:
+                self._afterwards.clear()
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
+            works, self._afterwards = self._afterwards, []
+            for work in works:
+                with self.transaction():
+                    work()
+
+    def afterwards(self, work: Callable[[], None]) -> None:
+        """Once the transaction that this is in has been kept, in one of its own; never where it has not."""
+        self._afterwards.append(work)
 
     def add(
         self, asset: Asset, declared_bytes: int | None, sha256: str | None, preprocessor: str, source: str = ""
     ) -> None:
-        created = _stamp(asset.create_time)
+        created = stamp(asset.create_time)
         self._run(
             "INSERT INTO assets (id, name, type, owner, public, state, reason, size_bytes, sha256, description, "
             "preprocessor, created, changed, facts, source) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -125,20 +127,17 @@ class Store:
 
     def change(self, id: str, state: AssetState, now: datetime, reason: str = "") -> None:
         self._run(
-            "UPDATE assets SET state = ?, reason = ?, changed = ? WHERE id = ?", state.value, reason, _stamp(now), id
+            "UPDATE assets SET state = ?, reason = ?, changed = ? WHERE id = ?", state.value, reason, stamp(now), id
         )
 
     def set_size(self, id: str, size_bytes: int) -> None:
         self._run("UPDATE assets SET size_bytes = ? WHERE id = ?", size_bytes, id)
 
-    def set_content(self, id: str, size_bytes: int, sha256: str, facts: Facts) -> None:
-        self._run(
-            "UPDATE assets SET size_bytes = ?, sha256 = ?, facts = ? WHERE id = ?",
-            *(size_bytes, sha256, json.dumps(asdict(facts)), id),
-        )
+    def set_content(self, id: str, size_bytes: int, sha256: str) -> None:
+        self._run("UPDATE assets SET size_bytes = ?, sha256 = ? WHERE id = ?", size_bytes, sha256, id)
 
-    def set_source(self, id: str, source: str) -> None:
-        self._run("UPDATE assets SET source = ? WHERE id = ?", source, id)
+    def set_facts(self, id: str, facts: Facts, source: str) -> None:
+        self._run("UPDATE assets SET facts = ?, source = ? WHERE id = ?", json.dumps(asdict(facts)), source, id)
 
     def remove(self, id: str) -> None:
         self._run("DELETE FROM assets WHERE id = ?", id)
@@ -152,27 +151,10 @@ class Store:
     def visible(self, tenant: str, asked: str) -> Row | None:
         """By id, else by name: the tenant's own, the deployment's, the oldest public one."""
         return self._one(
-            f"SELECT * FROM assets WHERE id = :asked AND {_VISIBLE}", tenant=tenant, asked=asked
+            f"SELECT * FROM assets WHERE id = :asked AND {VISIBLE}", tenant=tenant, asked=asked
         ) or self._one(
-            f"SELECT * FROM assets WHERE name = :asked AND {_VISIBLE} {_OWN_FIRST} LIMIT 1", tenant=tenant, asked=asked
+            f"SELECT * FROM assets WHERE name = :asked AND {VISIBLE} {OWN_FIRST} LIMIT 1", tenant=tenant, asked=asked
         )
-
-    def usable(self, tenant: str, asked: str, type: AssetType) -> Row | None:
-        """The same, of what is ready and of this type."""
-        where = f"{_VISIBLE} AND state = 'ready' AND type = :type"
-        given = {"tenant": tenant, "asked": asked, "type": type.value}
-        return self._one(f"SELECT * FROM assets WHERE id = :asked AND {where}", **given) or self._one(
-            f"SELECT * FROM assets WHERE name = :asked AND {where} {_OWN_FIRST} LIMIT 1", **given
-        )
-
-    def names(self, tenant: str, type: AssetType) -> list[str]:
-        """Of what is ready."""
-        rows = self._run(
-            f"SELECT DISTINCT name FROM assets WHERE {_VISIBLE} AND state = 'ready' AND type = :type ORDER BY name",
-            tenant=tenant,
-            type=type.value,
-        )
-        return [row["name"] for row in rows]
 
     def page(self, tenant: str, wanted: Wanted, below: int | None, size: int, skip: int = 0) -> list[Row]:
         """Newest first, those whose number is below the given one."""
@@ -185,14 +167,14 @@ class Store:
             size=size,
             skip=skip,
         )
-        return [_row(row) for row in rows]
+        return [row_of(row) for row in rows]
 
     def count(self, tenant: str, wanted: Wanted) -> int:
         where, given = _where(tenant, wanted)
         return int(self._run(f"SELECT COUNT(*) FROM assets WHERE {where}", **given)[0][0])
 
     def owned(self, owner: str) -> list[Row]:
-        return [_row(row) for row in self._run("SELECT * FROM assets WHERE owner = :owner", owner=owner)]
+        return [row_of(row) for row in self._run("SELECT * FROM assets WHERE owner = :owner", owner=owner)]
 
     def count_owned(self, owner: str) -> int:
         return int(self._run("SELECT COUNT(*) FROM assets WHERE owner = :owner", owner=owner)[0][0])
@@ -200,11 +182,11 @@ class Store:
     def in_state(self, *states: AssetState, before: datetime | None = None) -> list[Row]:
         """Those that came into it before a time."""
         marks = ", ".join("?" * len(states))
-        until = 2**62 if before is None else _stamp(before)
+        until = 2**62 if before is None else stamp(before)
         found = self._run(
             f"SELECT * FROM assets WHERE state IN ({marks}) AND changed < ?", *(s.value for s in states), until
         )
-        return [_row(row) for row in found]
+        return [row_of(row) for row in found]
 
     def is_content(self, sha256: str) -> bool:
         """Whether an asset that has its bytes is made of this."""
@@ -224,7 +206,7 @@ class Store:
 
     def _one(self, sql: str, **given: object) -> Row | None:
         rows = self._run(sql, **given)
-        return _row(rows[0]) if rows else None
+        return row_of(rows[0]) if rows else None
 
     def _run(self, sql: str, *values: object, **given: object) -> list[sqlite3.Row]:
         with self._turn:
@@ -240,7 +222,7 @@ class Store:
 
 def _where(tenant: str, wanted: Wanted) -> tuple[str, dict[str, object]]:
     """Only placeholders are made here; every value is bound."""
-    parts, given = [_VISIBLE], {"tenant": tenant}
+    parts, given = [VISIBLE], {"tenant": tenant}
 
     def one_of(column: str, values: Sequence[str]) -> None:
         if values:
@@ -264,37 +246,3 @@ def _where(tenant: str, wanted: Wanted) -> tuple[str, dict[str, object]]:
     if wanted.public is not None:
         parts.append("public" if wanted.public else "NOT public")
     return " AND ".join(parts), dict(given)
-
-
-def _stamp(time: datetime) -> int:
-    return (time - _EPOCH) // timedelta(microseconds=1)
-
-
-def _time(stamp: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=stamp)
-
-
-def _row(row: sqlite3.Row) -> Row:
-    facts = json.loads(row["facts"])
-    asset = Asset(
-        id=row["id"],
-        name=row["name"],
-        type=AssetType(row["type"]),
-        owner=row["owner"],
-        public=bool(row["public"]),
-        state=AssetState(row["state"]),
-        reason=row["reason"],
-        size_bytes=row["size_bytes"] or 0,
-        sha256=row["sha256"] or "",
-        description=row["description"],
-        create_time=_time(row["created"]),
-        facts=Facts(
-            engines=tuple(facts["engines"]),
-            family=facts["family"],
-            components=tuple(facts["components"]),
-            vectors=facts["vectors"],
-            preprocessor=facts["preprocessor"],
-            projection=facts["projection"],
-        ),
-    )
-    return Row(row["number"], asset, row["size_bytes"], row["sha256"], row["preprocessor"], row["source"])

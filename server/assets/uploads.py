@@ -18,15 +18,17 @@ from server.assets.faults import (
     NotUploading,
     Rejected,
     Stalled,
+    TooManyUploads,
     WrongOffset,
 )
 from server.assets.library import COMING, Library
 from server.assets.partial import Closed, Partial, no_room, sha256_of
+from server.assets.rows import Row
 from server.assets.rules import preprocessor_of
-from server.assets.store import Row
 
 PIECE_BYTES = 2**20  # written at once
 SILENCE_SECONDS = 60.0  # after which a sender is taken for gone
+UNDER_WAY = 16  # uploads at a time: each has up to a piece in memory
 LOOKING = 2  # files that are looked at at the same time: each takes a core
 
 T = TypeVar("T")
@@ -123,7 +125,7 @@ class Upload:
                 raise Rejected(str(bad)) from bad
             self._partial.settle()
             preprocessor = preprocessor_of(row.preprocessor, facts.preprocessor, row.asset.name, row.asset.type)
-            return library.keep(self.id, sha256, replace(facts, preprocessor=preprocessor))
+            return library.keep(self.id, sha256, replace(facts, preprocessor=preprocessor), library.against)
 
 
 class Uploads:
@@ -132,12 +134,23 @@ class Uploads:
     def __init__(self, library: Library) -> None:
         self._library = library
         self._lookers = ThreadPoolExecutor(LOOKING, "assets")
+        self._under_way = 0
 
     async def receive(
         self, id: str, offset: int, chunks: AsyncIterator[bytes], size_bytes: int | None = None
     ) -> Upload:
         """All chunks, written; the upload is open still. What a sender who leaves has sent is kept. Raises what
-        `Upload` does, and `Stalled`."""
+        `Upload` does, `TooManyUploads`, and `Stalled`."""
+        with self._place():
+            return await self._receive(id, offset, chunks, size_bytes)
+
+    async def complete(self, id: str) -> Asset:
+        """The verdict on what is here. Raises what `Upload` and its end do, and `TooManyUploads`."""
+        with self._place():
+            upload = await _to_its_end(partial(Upload, self._library, id, None), Upload.close)
+        return await self.finish(upload)
+
+    async def _receive(self, id: str, offset: int, chunks: AsyncIterator[bytes], size_bytes: int | None) -> Upload:
         upload = await _to_its_end(partial(Upload, self._library, id, offset, size_bytes), Upload.close)
         waiting = bytearray()
         try:
@@ -157,8 +170,23 @@ class Uploads:
 
     async def finish(self, upload: Upload) -> Asset:
         """The verdict; it is reached even where nobody waits for it any more."""
-        verdict = self._lookers.submit(upload.finish)
-        return await asyncio.shield(asyncio.wrap_future(verdict))
+        verdict = asyncio.wrap_future(self._lookers.submit(upload.finish))
+        self._under_way += 1  # it follows what had a place: none is refused here
+        verdict.add_done_callback(lambda _: self._leave())
+        return await asyncio.shield(verdict)
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        if self._under_way >= UNDER_WAY:
+            raise TooManyUploads(f"{self._under_way} uploads are under way, as many as may be; retry in a few seconds")
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        self._under_way -= 1
 
     def close(self) -> None:
         """Waits for the verdicts under way; files that nobody looked at are looked at when they are asked for again."""

@@ -12,10 +12,10 @@ from pydantic import BaseModel, ValidationError
 from starlette.types import Receive
 
 from server.assets.asset import Asset, AssetState, AssetType
-from server.assets.faults import BadUpload, NotOwner, Rejected
+from server.assets.faults import BadUpload, NoSuchAsset, NotOwner, Rejected
 from server.assets.library import COMING, Library
 from server.assets.rules import Described, violations
-from server.assets.uploads import Upload, Uploads
+from server.assets.uploads import Uploads
 from server.http import asset_models as models
 from server.http.asset_query import PARAMETERS, asked_of
 from server.http.body import Left, NotJson, Room, parse, read, refuse_what_is_not_json
@@ -87,7 +87,7 @@ class AssetRoutes:
             methods=["PUT"],
             summary="Send its bytes",
             response_model=models.OneAsset,
-            responses=failures(400, 404, 408, 409, 411, 416, 507),
+            responses=failures(400, 404, 408, 409, 411, 416, 429, 507),
             openapi_extra=_BYTES,
         )
         add(
@@ -96,7 +96,7 @@ class AssetRoutes:
             methods=["POST"],
             summary="Say that all bytes were sent",
             response_model=models.Completed,
-            responses=failures(403, 404, 409, 507),
+            responses=failures(403, 404, 409, 429, 507),
             openapi_extra=_documented(models.CompleteUpload, required=False),
         )
 
@@ -137,11 +137,12 @@ class AssetRoutes:
     @answered
     async def put(self, request: Request, asset: str) -> Response:
         """Who knows the id of what is no asset yet is whom its owner told."""
-        offset, size = _place(request, self._library, asset)
+        offset, size = await _place(request, self._library, asset)
         upload = await self._uploads.receive(asset, offset, _chunks(request.receive), size)
         upload.close()
-        row = self._library.store.by_id(asset)
-        assert row is not None
+        row = await asyncio.to_thread(self._library.store.by_id, asset)
+        if row is None:  # deleted in this moment
+            raise NoSuchAsset(asset)
         return response(self._one(request, row.asset, 200))
 
     @answered
@@ -152,7 +153,7 @@ class AssetRoutes:
             raise NotOwner(f"{found.name} is not yours: only its owner may complete its upload")
         if found.state in COMING:
             try:
-                found = await self._uploads.finish(Upload(self._library, found.id, None))
+                found = await self._uploads.complete(found.id)
             except (BadUpload, Rejected):
                 found = await asyncio.to_thread(self._library.get, tenant.get(), found.id)
         error = None if found.state is AssetState.READY else found.reason
@@ -202,7 +203,7 @@ def _described(model: models.CreateAsset) -> Described:
     return Described(model.name, type, model.size_bytes, sha256, model.is_public or False, *said)
 
 
-def _place(request: Request, library: Library, id: str) -> tuple[int, int | None]:
+async def _place(request: Request, library: Library, id: str) -> tuple[int, int | None]:
     """Where the bytes of this request begin, and how many the whole file has. Raises `Refused`."""
     length, given = request.headers.get("content-length", ""), request.headers.get("content-range")
     count = int(length) if length.isascii() and length.isdecimal() and len(length) < 16 else None
@@ -213,10 +214,11 @@ def _place(request: Request, library: Library, id: str) -> tuple[int, int | None
             told = f"Content-Range is {quoted(given)}; it must be as `bytes 100-199/200`, with as many bytes as it says"
             raise Refused(of_message(400, told, "CONTENT_RANGE"))
         return first, whole
-    row = library.store.by_id(id)
-    if count is None and row is not None and row.declared_bytes is None:
-        told = "nobody has said how long the file is: send Content-Length, or describe the asset with size_bytes"
-        raise Refused(of_message(411, told, "LENGTH_REQUIRED"))
+    if count is None:
+        row = await asyncio.to_thread(library.store.by_id, id)
+        if row is not None and row.declared_bytes is None:
+            told = "nobody has said how long the file is: send Content-Length, or describe the asset with size_bytes"
+            raise Refused(of_message(411, told, "LENGTH_REQUIRED"))
     return 0, count
 
 

@@ -56,6 +56,7 @@ _OF_ASSETS: dict[int, str] = {
     409: "The name is taken, or the asset's state is not one for this.",
     411: "Nobody has said how long the file is.",
     416: "The bytes would not follow those that are here; go on from `received_bytes`.",
+    429: "As many uploads are under way as may be; retry later.",
     507: "No room on the disk, or in what assets may take of it.",
 }
 

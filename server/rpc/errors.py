@@ -34,6 +34,7 @@ ASSET_FAULTS: Mapping[type[assets.AssetFault], _Told] = {
     assets.NotOwner: (grpc.StatusCode.PERMISSION_DENIED, 403, "NOT_OWNER"),
     assets.LibraryFull: (grpc.StatusCode.RESOURCE_EXHAUSTED, 507, "LIBRARY_FULL"),
     assets.UploadRunning: (grpc.StatusCode.ABORTED, 409, "UPLOAD_RUNNING"),
+    assets.TooManyUploads: (grpc.StatusCode.RESOURCE_EXHAUSTED, 429, "TOO_MANY_UPLOADS"),
     assets.NotUploading: (grpc.StatusCode.FAILED_PRECONDITION, 409, "NOT_UPLOADING"),
     assets.WrongOffset: (grpc.StatusCode.OUT_OF_RANGE, 416, "WRONG_OFFSET"),
     assets.Incomplete: (grpc.StatusCode.FAILED_PRECONDITION, 409, "INCOMPLETE"),
@@ -41,6 +42,9 @@ ASSET_FAULTS: Mapping[type[assets.AssetFault], _Told] = {
     assets.BadUpload: (grpc.StatusCode.INVALID_ARGUMENT, 400, "BAD_UPLOAD"),
     assets.Rejected: (grpc.StatusCode.INVALID_ARGUMENT, 400, "ASSET_REJECTED"),
 }
+
+
+_ASSET_SECONDS: Mapping[type[assets.AssetFault], float] = {assets.UploadRunning: 1.0, assets.TooManyUploads: 5.0}
 
 
 class NotBuilt(Exception):
@@ -110,7 +114,8 @@ def _fault_of(error: Exception) -> Fault | None:
             return Fault(grpc.StatusCode.INTERNAL, 500, "BUILD_FAILED", str(error))
         case assets.AssetFault():
             code, http, reason = ASSET_FAULTS[type(error)]
-            later = (_retry(1.0),) if code is grpc.StatusCode.ABORTED else ()
+            wait = _ASSET_SECONDS.get(type(error))
+            later = () if wait is None else (_retry(wait),)
             return Fault(code, http, reason, str(error), later)
         case NotBuilt():
             return Fault(grpc.StatusCode.UNIMPLEMENTED, 501, "NOT_BUILT", str(error))

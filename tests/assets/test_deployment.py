@@ -1,15 +1,18 @@
 """What lies in the model repository is there at every start, for everybody, and is read only when it must be."""
 
+import hashlib
 import os
+import resource
 from pathlib import Path
 
 import pytest
-from assets.conftest import bring, files, looked_at
+from assets.conftest import bring, files
 
 from server.assets.asset import DEPLOYMENT, AssetType, BadAsset, Facts
 from server.assets.deployment import bring_in
 from server.assets.faults import NoSuchAsset, NotOwner
 from server.assets.library import Library
+from server.assets.mending import recover
 from server.assets.store import Wanted
 
 
@@ -39,7 +42,6 @@ def test_they_are_everybodys_and_nobodys_to_delete(library: Library, own: Path) 
     assert (neon.owner, neon.public, neon.size_bytes) == (DEPLOYMENT, True, 4)
     assert canny.facts.preprocessor == "canny"
     assert shelf.path(neon).read_bytes() == b"neon"
-    assert shelf.path(neon).stat().st_ino == (own / "neon.safetensors").stat().st_ino  # no second copy
     for tenant in ("ann", "default"):
         with pytest.raises(NotOwner):
             library.delete(tenant, "neon")
@@ -109,12 +111,37 @@ def test_a_folder_that_is_not_there_has_nothing(library: Library, tmp_path: Path
         library.get("ann", "neon")
 
 
-def test_another_file_system_gets_a_copy(library: Library, own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(18, "Invalid cross-device link")
-
-    monkeypatch.setattr(os, "link", refuse)
+def test_who_writes_over_a_file_changes_no_asset_before_the_next_start(library: Library, own: Path) -> None:
     bring_in(library, own, kind, "1")
-    neon = library.get("ann", "neon")
-    assert library.shelf("ann").path(neon).read_bytes() == b"neon"
-    assert looked_at(library.shelf("ann").path(neon), neon.type).family == "sd15"
+    before = library.get("ann", "neon")
+    with (own / "neon.safetensors").open("r+b") as file:  # as `cp` does
+        file.write(b"NEON")
+    assert library.shelf("ann").path(before).read_bytes() == b"neon"
+    bring_in(library, own, kind, "1")
+    after = library.get("ann", "neon")
+    assert after.sha256 == hashlib.sha256(b"NEON").hexdigest()
+    assert library.shelf("ann").path(after).read_bytes() == b"NEON"
+    assert len(files(library)) == 2
+
+
+def test_what_finds_no_room_is_left_out_and_the_others_are_there(
+    library: Library, own: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (own / "my-canny.safetensors").write_bytes(bytes(3_000_000))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, before[1]))
+    try:
+        bring_in(library, own, kind, "1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "my-canny.safetensors is left out: the disk of the asset library is full" in caplog.text
+    assert [row.asset.name for row in library.page("ann", Wanted(), None, 9)] == ["neon"]
+    assert len(files(library)) == 1
+
+
+def test_an_asset_whose_file_was_lost_is_brought_in_again(library: Library, own: Path) -> None:
+    bring_in(library, own, kind, "1")
+    library.shelf("ann").path(library.get("ann", "neon")).unlink()
+    recover(library)
+    bring_in(library, own, kind, "1")
+    assert library.shelf("ann").path(library.get("ann", "neon")).read_bytes() == b"neon"

@@ -5,13 +5,18 @@ import resource
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 from assets.conftest import BUDGET, Clock, bring, described, files, looked_at
+from conftest import HANG_SECONDS
 
+from server.assets import glance
 from server.assets import library as keeping
-from server.assets.asset import AssetState, AssetType, blob
+from server.assets.asset import AssetState, AssetType, Facts, blob
 from server.assets.faults import (
     BadUpload,
     Incomplete,
@@ -25,6 +30,8 @@ from server.assets.faults import (
     WrongOffset,
 )
 from server.assets.library import Library
+from server.assets.mending import recover, sweep
+from server.assets.rows import Row
 from server.assets.store import Wanted
 from server.assets.uploads import Upload
 
@@ -300,7 +307,7 @@ def test_a_disk_that_takes_no_more_rows_is_told_and_the_library_goes_on(library:
     assert bring(library, CONTENT, "later").state is AssetState.READY
 
 
-def test_uploads_that_stand_still_for_a_day_go_and_running_ones_stay(library: Library, clock: Clock) -> None:
+def test_what_stands_still_goes_and_running_uploads_and_assets_stay(library: Library, clock: Clock) -> None:
     for name in ("described", "begun", "running"):
         id = library.describe("ann", described(CONTENT, name)).id
         if name == "begun":
@@ -309,15 +316,136 @@ def test_uploads_that_stand_still_for_a_day_go_and_running_ones_stay(library: Li
     with pytest.raises(Rejected):
         bring(library, b"bad", "refused")
     bring(library, b"good", "ready")
+
+    def names() -> set[str]:
+        return {row.asset.name for row in library.page("ann", Wanted(), None, 9)}
+
     with Upload(library, library.get("ann", "running").id, 0):
+        clock.turn(minutes=59)
+        sweep(library)
+        assert len(names()) == 5
+        clock.turn(minutes=2)
+        sweep(library)
+        assert names() == {"begun", "running", "refused", "ready"}  # a description without a byte holds room
         clock.turn(hours=23)
-        library.sweep()
-        assert library.count("ann", Wanted()) == 5
-        clock.turn(hours=2)
-        library.sweep()
-        assert {row.asset.name for row in library.page("ann", Wanted(), None, 9)} == {"running", "refused", "ready"}
-    library.sweep()
-    assert library.count("ann", Wanted()) == 2
+        sweep(library)
+        assert names() == {"running", "ready"}
+    sweep(library)
+    assert names() == {"ready"}
+
+
+def test_an_upload_that_ends_while_others_are_swept_is_an_asset(
+    library: Library, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = library.describe("ann", described(CONTENT)).id
+    Upload(library, id, 0).close()
+    clock.turn(days=2)
+    look = library.store.in_state
+
+    def and_then_it_ends(*states: AssetState, before: datetime | None = None) -> list[Row]:
+        found = look(*states, before=before)
+        if found:
+            with Upload(library, id, 0) as upload:
+                upload.write(CONTENT)
+                upload.finish()
+        return found
+
+    monkeypatch.setattr(library.store, "in_state", and_then_it_ends)
+    sweep(library)
+    asset = library.get("ann", id)
+    assert asset.state is AssetState.READY
+    assert library.shelf("ann").path(asset).read_bytes() == CONTENT
+
+
+def test_asking_whether_an_upload_runs_makes_no_file(library: Library) -> None:
+    asset = library.describe("ann", described(CONTENT))
+    assert not library.is_uploading(asset.id)
+    assert files(library) == []
+
+
+def test_a_controlnet_that_is_described_with_another_preprocessor_is_another_upload(library: Library) -> None:
+    said = replace(described(CONTENT, type=AssetType.CONTROLNET), preprocessor="canny")
+    first = library.describe("ann", said)
+    second = library.describe("ann", replace(said, preprocessor="depth"))
+    assert first.id != second.id
+    assert library.describe("ann", replace(said, preprocessor="depth")).id == second.id
+
+
+def test_a_description_that_finds_no_room_leaves_the_upload_that_it_would_have_replaced(library: Library) -> None:
+    id = library.describe("ann", described(CONTENT)).id
+    with Upload(library, id, 0) as upload:
+        upload.write(CONTENT[:100])
+    with pytest.raises(LibraryFull):
+        library.describe("ann", replace(described(CONTENT), size_bytes=BUDGET + 1))
+    assert library.received(library.get("ann", id)) == 100
+
+
+def test_a_disk_that_is_full_when_all_has_arrived_leaves_no_file(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def look(path: Path, type: AssetType) -> Facts:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+        return looked_at(path, type)
+
+    library = Library(tmp_path, look, BUDGET)
+    try:
+        with pytest.raises(LibraryFull, match="disk"):
+            bring(library, CONTENT[:2000])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert files(library) == []
+    library.inspect = looked_at
+    with Upload(library, library.describe("ann", described(CONTENT[:2000])).id, 0) as upload:
+        upload.write(CONTENT[:2000])
+        assert upload.finish().state is AssetState.READY
+    library.close()
+
+
+def test_an_asset_whose_file_is_gone_or_cut_is_told_at_the_start_and_gives_way(library: Library) -> None:
+    gone, cut, whole = (bring(library, content, content.decode()) for content in (b"gone", b"cut", b"whole"))
+    library.shelf("ann").path(gone).unlink()
+    library.shelf("ann").path(cut).write_bytes(b"c")
+    recover(library)
+    for asset in (gone, cut):
+        told = library.get("ann", asset.id)
+        assert (told.state, told.reason) == (AssetState.ERROR, "its file was lost here; bring it again")
+        assert library.shelf("ann").find(asset.id, AssetType.LORA) is None
+    assert files(library) == [f"blobs/{whole.sha256[:2]}/{whole.sha256}.safetensors"]
+    assert bring(library, b"gone", "gone").state is AssetState.READY
+
+
+def test_requests_find_assets_while_others_write(library: Library) -> None:
+    asset = bring(library, CONTENT)
+    shelf = library.shelf("ann")
+    with ThreadPoolExecutor(1) as thread, library.store.transaction():
+        library.store.remove(asset.id)
+        found = thread.submit(shelf.find, "style", AssetType.LORA)
+        names = thread.submit(shelf.names, AssetType.LORA)
+        assert (found.result(HANG_SECONDS), names.result(HANG_SECONDS)) == (asset, ["style"])
+    assert shelf.find("style", AssetType.LORA) is None
+
+
+def test_requests_find_assets_by_indexes_alone(library: Library) -> None:
+    asked: list[str] = []
+    library.glance._connection.set_trace_callback(asked.append)
+    shelf = library.shelf("ann")
+    assert shelf.find("nothing", AssetType.LORA) is None
+    assert shelf.names(AssetType.LORA) == []
+    library.glance._connection.set_trace_callback(None)
+    assert len(asked) == 4
+    for sql in asked:
+        plan = [row["detail"] for row in library.glance._connection.execute(f"EXPLAIN QUERY PLAN {sql}")]
+        assert plan
+        assert not [step for step in plan if step.startswith("SCAN") or "assets_by_state" in step], plan
+
+
+def test_of_very_many_names_the_first_are_told(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(glance, "MOST_NAMES", 2)
+    for name in ("b", "c", "d"):
+        bring(library, b"x", name)
+    for name in ("a", "b", "z"):
+        bring(library, b"x", name, owner="bob", public=True)
+    assert library.shelf("ann").names(AssetType.LORA) == ["a", "b", "c"]
 
 
 CRASH = """
@@ -344,16 +472,19 @@ looked.finish()
 """
 
 
-def test_a_killed_service_loses_nothing_and_leaves_no_stray_file(tmp_path: Path) -> None:
+def run(program: str, *arguments: str) -> int:
+    """How it ends, in a process of its own."""
     root = Path(__file__).resolve().parents[2]
     paths = os.pathsep.join(str(root / part) for part in ("", "client", "tests"))
-    killed = subprocess.run(
-        [sys.executable, "-c", CRASH, str(tmp_path)], env={**os.environ, "PYTHONPATH": paths}, check=False
-    )
-    assert killed.returncode == -9
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, check=False).returncode
+
+
+def test_a_killed_service_loses_nothing_and_leaves_no_stray_file(tmp_path: Path) -> None:
+    assert run(CRASH, str(tmp_path)) == -9
     library = Library(tmp_path, looked_at, BUDGET)
     assert library.get("ann", "looked").state is AssetState.UPLOADED
-    library.recover()
+    recover(library)
     begun, looked = library.get("ann", "begun"), library.get("ann", "looked")
     assert [library.received(asset) for asset in (begun, looked)] == [500, len(CONTENT)]
     assert (begun.state, looked.state) == (AssetState.UPLOADING, AssetState.UPLOADING)
@@ -362,8 +493,38 @@ def test_a_killed_service_loses_nothing_and_leaves_no_stray_file(tmp_path: Path)
         with Upload(library, asset.id, at) as upload:
             upload.write(CONTENT[at:])
             assert upload.finish().state is AssetState.READY
-    library.recover()
+    recover(library)
     assert len(files(library)) == 1
+    library.close()
+
+
+KILLED_AT = """
+import os, sys
+from pathlib import Path
+from assets.conftest import bring, looked_at
+from server.assets.library import Library
+
+library = Library(Path(sys.argv[1]), looked_at, 10**7)
+bring(library, b"content")
+library.store._connection.set_trace_callback(lambda sql: sql == sys.argv[2] and os.kill(os.getpid(), 9))
+library.delete("ann", "style")
+if sys.argv[2] == "COMMIT":
+    raise AssertionError
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize(("moment", "there"), [("COMMIT", True), ("never", False)])
+def test_a_service_killed_while_it_deletes_has_the_asset_whole_or_not_at_all(
+    tmp_path: Path, moment: str, there: bool
+) -> None:
+    assert run(KILLED_AT, str(tmp_path), moment) == -9
+    library = Library(tmp_path, looked_at, BUDGET)
+    recover(library)
+    found = library.shelf("ann").find("style", AssetType.LORA)
+    assert (found is not None) == there
+    assert found is None or library.shelf("ann").path(found).read_bytes() == b"content"
+    assert len(files(library)) == there
     library.close()
 
 
@@ -371,7 +532,7 @@ def test_an_asset_is_still_there_after_a_restart(library: Library) -> None:
     asset = bring(library, CONTENT)
     library.close()
     again = Library(library.folder, looked_at, BUDGET)
-    again.recover()
+    recover(again)
     assert again.get("ann", "style") == asset
     assert again.shelf("ann").path(asset).read_bytes() == CONTENT
     again.close()

@@ -23,6 +23,7 @@ from server.assets.faults import (
     WrongOffset,
 )
 from server.assets.library import Library
+from server.assets.mending import recover, sweep
 from server.assets.rules import Described
 from server.assets.store import Wanted
 from server.assets.uploads import Upload
@@ -147,14 +148,13 @@ class Machine(RuleBasedStateMachine):
     def restart(self) -> None:
         self.library.close()
         self.library = Library(Path(self.folder.name), looked_at, BUDGET, self.clock)
-        self.library.recover()
+        recover(self.library)
 
     @rule()
     def a_day_later(self) -> None:
         self.clock.turn(days=1, seconds=1)
-        self.library.sweep()
-        kept = (AssetState.READY, AssetState.REJECTED)
-        self.model = {key: value for key, value in self.model.items() if value[1] in kept}
+        sweep(self.library)
+        self.model = {key: value for key, value in self.model.items() if value[1] is AssetState.READY}
 
     @invariant()
     def it_is_as_the_model_says(self) -> None:
