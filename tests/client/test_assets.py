@@ -20,6 +20,7 @@ from mediagen.v1 import asset_pb2_grpc
 from safetensors.numpy import load, load_file, save_file
 from typer.testing import CliRunner, Result
 
+from server.assets import uploads as uploading
 from server.assets.library import Library
 from server.assets.uploads import Uploads
 from server.engines.port import EngineUnavailable
@@ -160,6 +161,38 @@ def test_who_gets_no_further_gives_up_and_the_next_call_goes_on(service: tuple[B
         assert bring(client, described, what, told.append).state == pb.ASSET_STATE_READY
         assert told[begun] >= 3 * 2**20  # not from the start
         assert bring(client, described, what, told.append).state == pb.ASSET_STATE_READY  # and a lost reply is no loss
+
+
+def test_equal_bytes_with_another_description_are_another_wish(service: tuple[Breaking, str], tmp_path: Path) -> None:
+    (tmp_path / "small.safetensors").write_bytes(b"small")
+    what = source(tmp_path / "small.safetensors")
+    said = {"name": "small", "size_bytes": what.size, "sha256": what.sha256(lambda more: None)}
+    with Client(service[1]) as client:
+        first = bring(client, pb.AssetDescription(type=pb.ASSET_TYPE_VAE, **said), what, lambda sent: None)
+        assert bring(client, pb.AssetDescription(type=pb.ASSET_TYPE_VAE, **said), what, lambda sent: None) == first
+        for other in ({"public": True}, {"description": "mine"}, {"type": pb.ASSET_TYPE_LORA}):
+            described = pb.AssetDescription(**{"type": pb.ASSET_TYPE_VAE, **said, **other})
+            with pytest.raises(MediagenError, match="you have an asset named small"):
+                bring(client, described, what, lambda sent: None)
+
+
+def test_who_finds_the_service_crowded_comes_again(
+    service: tuple[Breaking, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "small.safetensors").write_bytes(b"small")
+    what, waited = source(tmp_path / "small.safetensors"), []
+    monkeypatch.setattr(uploading, "UNDER_WAY", 0)
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        monkeypatch.setattr(uploading, "UNDER_WAY", 1)
+
+    described = pb.AssetDescription(
+        name="small", type=pb.ASSET_TYPE_VAE, size_bytes=what.size, sha256=what.sha256(lambda more: None)
+    )
+    with Client(service[1]) as client:
+        assert bring(client, described, what, lambda sent: None, wait).state == pb.ASSET_STATE_READY
+    assert waited == [5.0]
 
 
 class _Once(Client):

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import io
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from octoai.client import OctoAI
 from octoai.environment import OctoAIEnvironment
 from starlette.types import ASGIApp
 
+from server.assets import uploads as uploading
 from server.assets.asset import AssetState
+from server.assets.faults import Incomplete, UploadRunning
 from server.assets.library import Library
-from server.assets.uploads import Uploads
+from server.assets.uploads import Upload, Uploads
 from server.http.app import application
 from server.http.assets import AssetRoutes
 
@@ -143,6 +146,65 @@ async def test_every_type_is_listed_in_words_that_the_old_client_reads(app: ASGI
         for type in types:
             await http.post("/v1/assets", json={"name": type, "asset_type": type})
         assert await asyncio.to_thread(listed, url) == types
+
+
+async def test_what_is_deleted_while_its_last_byte_arrives_is_not_found(
+    http: httpx.AsyncClient, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = (await describe(http, **SAID)).json()["upload_url"]
+    close = Upload.close
+
+    def close_and_delete(upload: Upload) -> None:
+        close(upload)
+        library.delete("default", upload.id)
+
+    monkeypatch.setattr(Upload, "close", close_and_delete)
+    reply = await http.put(url, content=CONTENT)
+    assert (reply.status_code, reply.json()["reason"]) == (404, "NO_SUCH_ASSET")
+
+
+async def test_one_upload_too_many_is_told_when_to_retry(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described = (await describe(http, **SAID)).json()
+    id, url = described["asset"]["id"], described["upload_url"]
+    monkeypatch.setattr(uploading, "UNDER_WAY", 0)
+    for reply in (await http.put(url, content=CONTENT), await http.post(f"/v1/assets/{id}/complete-upload")):
+        told = (reply.status_code, reply.json()["reason"], reply.headers["retry-after"])
+        assert told == (429, "TOO_MANY_UPLOADS", "5")
+    monkeypatch.setattr(uploading, "UNDER_WAY", 1)
+    assert (await http.put(url, content=CONTENT)).status_code == 200
+    assert (await http.post(f"/v1/assets/{id}/complete-upload")).json()["asset"]["status"] == "ready"
+
+
+async def test_pictures_go_on_while_rows_are_written(http: httpx.AsyncClient, library: Library) -> None:
+    described = (await describe(http, **SAID)).json()["asset"]
+    held, free = threading.Event(), threading.Event()
+
+    def hold() -> bool:
+        with library.store.transaction():
+            held.set()
+            return free.wait(HANG_SECONDS)
+
+    holding = asyncio.create_task(asyncio.to_thread(hold))
+    await asyncio.to_thread(held.wait, HANG_SECONDS)
+    uploads = Uploads(library)
+    waiting = [
+        asyncio.create_task(uploads.complete(described["id"])),
+        asyncio.create_task(http.put(f"/v1/assets/{described['id']}/content", content=_unsized())),
+    ]
+    assert (await http.get("/healthz")).status_code == 200
+    assert not any(task.done() for task in waiting)
+    free.set()
+    assert await holding  # nobody waited for its time to end
+    with pytest.raises((Incomplete, UploadRunning)):
+        await waiting[0]
+    assert (await waiting[1]).status_code in (200, 400, 409)
+    uploads.close()
+
+
+async def _unsized() -> AsyncIterator[bytes]:
+    yield CONTENT
 
 
 async def test_what_is_refused_says_why_and_leaves_no_file(http: httpx.AsyncClient, library: Library) -> None:

@@ -217,6 +217,33 @@ async def test_a_sender_who_falls_silent_is_let_go_and_may_go_on(ann: Caller, mo
     assert (await ann.get("style")).received_bytes == 100
 
 
+async def test_one_upload_too_many_is_told_and_may_come_later(ann: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploading, "UNDER_WAY", 1)
+    ends = asyncio.Event()
+
+    async def long() -> AsyncIterator[pb.UploadAssetRequest]:
+        yield description()
+        yield chunk(CONTENT)
+        await ends.wait()
+
+    first = ann.stub.UploadAsset(long(), metadata=ann.metadata)
+    async with asyncio.timeout(HANG_SECONDS):
+        while True:  # until the service has opened it, which is no event of ours
+            with suppress(grpc.RpcError):
+                if (await ann.get("style")).state == pb.ASSET_STATE_UPLOADING:
+                    break
+        with pytest.raises(grpc.RpcError) as told:
+            await ann.upload(description(b"2", "second"), chunk(b"2"))
+        assert fault(told.value)[:2] == (Code.RESOURCE_EXHAUSTED, "TOO_MANY_UPLOADS")
+        ends.set()
+        assert (await first).asset.state == pb.ASSET_STATE_READY
+        for name in ("second", "third"):  # every end gives its place back
+            assert (await ann.upload(description(b"2", name), chunk(b"2"))).state == pb.ASSET_STATE_READY
+        with pytest.raises(grpc.RpcError):
+            await ann.upload(description(b"bad", "fourth"), chunk(b"bad"))
+        assert (await ann.upload(description(b"2", "fifth"), chunk(b"2"))).state == pb.ASSET_STATE_READY
+
+
 async def test_everything_wrong_with_a_description_is_told_at_once(ann: Caller) -> None:
     wrong = description(name="../x", type=0, size_bytes=0, sha256="abc", description="d" * 1001, preprocessor="CANNY!")
     with pytest.raises(grpc.RpcError) as told:

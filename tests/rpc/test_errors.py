@@ -92,3 +92,11 @@ def test_who_meets_a_running_upload_is_told_when_to_retry() -> None:
     fault = fault_of(assets.UploadRunning("its bytes are being sent"))
     assert fault is not None
     assert (fault.code, fault.details) == (Code.ABORTED, (retry(1_000_000_000),))
+
+
+def test_who_brings_one_upload_too_many_is_told_when_to_retry_and_who_fills_the_disk_is_not() -> None:
+    crowded, full = fault_of(assets.TooManyUploads("16 are under way")), fault_of(assets.LibraryFull("no room"))
+    assert crowded is not None
+    assert full is not None
+    assert (crowded.code, crowded.http, crowded.details) == (Code.RESOURCE_EXHAUSTED, 429, (retry(5_000_000_000),))
+    assert (full.code, full.http, full.details) == (Code.RESOURCE_EXHAUSTED, 507, ())
