@@ -144,9 +144,9 @@ def _asset(work: Path, options: argparse.Namespace) -> None:
     file = options.out / f"{options.asset}.safetensors"
     tasks: Mapping[str, Callable[[], loop.Task]] = {
         "blueprint-sd15": lambda: lora.Sd15(
-            looks / "blueprint", sd15, (file,), (file.with_name("blueprint-kohya-sd15.safetensors"),)
+            looks / "blueprint", sd15, lora.RANK, (file,), (file.with_name("blueprint-kohya-sd15.safetensors"),)
         ),
-        "sepia-sd15": lambda: lora.Sd15(looks / "sepia", sd15, (file,), ()),
+        "sepia-sd15": lambda: lora.Sd15(looks / "sepia", sd15, lora.SEPIA_RANK, (file,), ()),
         "neon-sdxl": lambda: lora.Sdxl(looks / "neon", sdxl, (file,)),
         "canny-sd15": lambda: controlnet.Canny(data, sd15, "sd15", file),
         "canny-sdxl": lambda: controlnet.Canny(data, sdxl, "sdxl", file),

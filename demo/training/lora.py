@@ -21,7 +21,8 @@ from demo.training.latents import Store
 from demo.training.loop import Dice
 from demo.training.sdxl import Encoders, said, size_ids
 
-RANK, SDXL_RANK = 8, 5  # SDXL's UNet has more layers
+RANK, SEPIA_RANK = 8, 3  # colours alone are little to learn
+SDXL_RANK = 5  # its UNet has more layers
 TEXT_RANK = 4
 KOHYA_ALPHA = 0.5  # in units of the rank: the file's matrices are the larger for it
 NO_CAPTION = 0.1
@@ -77,8 +78,10 @@ class _Model(nn.Module):
 class Sd15:
     """The task for SD 1.5; the folder `data` has latents of pictures in the look."""
 
-    def __init__(self, data: Path, checkpoint: Path, files: tuple[Path, ...], kohya: tuple[Path, ...]) -> None:
-        """`files` are written in PEFT's layout, `kohya` in kohya's."""
+    def __init__(
+        self, data: Path, checkpoint: Path, rank: int, files: tuple[Path, ...], kohya: tuple[Path, ...]
+    ) -> None:
+        """`rank` is the UNet's. `files` are written in PEFT's layout, `kohya` in kohya's."""
         self._store, self._files, self._kohya = Store(data), files, kohya
         self._tokenizer = CLIPTokenizer.from_pretrained(checkpoint / "tokenizer")
         self._schedule = alphas()
@@ -86,7 +89,7 @@ class Sd15:
         text = CLIPTextModel.from_pretrained(checkpoint / "text_encoder", dtype=torch.float32).eval()
         lighten(unet)
         torch.manual_seed(0)
-        adapt_unet(unet, RANK)
+        adapt_unet(unet, rank)
         adapt(text, TEXT_RANK, TEXT_LAYERS)
         self.model: nn.Module = _Model(unet, text)
 
