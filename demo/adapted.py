@@ -82,8 +82,8 @@ def look(picture: np.ndarray, scene: Scene) -> Seen:
 
     facts = examine(picture, scene)
     kinds = tuple(
-        any(examine(picture, recoloured(thing, colour)).kinds[k] for colour in COLOURS)
-        for k, thing in enumerate(scene.things)
+        held or any(examine(picture, recoloured(thing, colour)).kinds[k] for colour in COLOURS)
+        for k, (thing, held) in enumerate(zip(scene.things, facts.kinds, strict=True))
     )
     distance = float(np.abs(_coarse(picture) - _coarse(render(scene, *picture.shape[1::-1]))).mean())
     return Seen(facts.time, facts.place, kinds, facts.colours, distance)
