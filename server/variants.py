@@ -19,8 +19,8 @@ from typing import Literal, Protocol
 
 from server.adapters.weights import Variant
 from server.builder.client import Built
-from server.builder.faults import BuilderAway
-from server.engines.port import Array, Spec, Tensors
+from server.builder.faults import BuilderAway, PartUnfit
+from server.engines.port import Array, EngineUnfit, Spec, Tensors
 from server.families.base import Run, together
 
 
@@ -159,7 +159,13 @@ class Variants:
             built = await self._on_disk(variant)
             begin = time.perf_counter()
             self._home.add(variant.spec, self._folder)
-            await self._home.load(name)
+            try:
+                await self._home.load(name)
+            except EngineUnfit as fault:
+                raise PartUnfit(
+                    f"what is put over {variant.graph.name} goes beyond what it can compute with: {fault}; take "
+                    "smaller weights, or leave a part out"
+                ) from fault
             return Made(
                 model=name,
                 graph=variant.graph.name,

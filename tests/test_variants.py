@@ -13,10 +13,10 @@ from engines.fake import FakeEngines
 
 from server.adapters.weights import Part, Variant
 from server.builder.client import Built
-from server.builder.faults import BuilderAway, NoDisk
+from server.builder.faults import BuilderAway, NoDisk, PartUnfit
 from server.engines import on_demand
 from server.engines.on_demand import OnDemandEngines
-from server.engines.port import Array, EngineUnavailable, Port, Spec, Tensors
+from server.engines.port import Array, EngineUnavailable, EngineUnfit, Port, Spec, Tensors
 from server.scheduler import StepScheduler
 from server.variants import Variants, pristine
 
@@ -315,6 +315,20 @@ async def test_a_variant_that_cannot_be_loaded_is_told_so_and_harms_no_other(sho
     shop.engines.load = load  # type: ignore[method-assign]
     with pytest.raises(EngineUnavailable, match=r"--.* cannot be loaded: it computes wrongly"):
         await shop.draw(ONE)
+    assert await shop.draw(TWO) == 3
+
+
+async def test_weights_that_give_no_answer_are_the_fault_of_who_put_them_together(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def load(engine: str) -> None:
+        raise EngineUnfit("y is not finite in 1 of 1 numbers")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shop.engines, "load", load)
+        for _ in range(2):
+            with pytest.raises(PartUnfit, match=r"put over plain .* y is not finite .* smaller weights"):
+                await shop.draw(ONE)
     assert await shop.draw(TWO) == 3
 
 

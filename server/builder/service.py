@@ -24,7 +24,7 @@ from server.adapters.weights import Kind
 from server.assets.asset import blob
 from server.builder.faults import BuilderFault, NoDisk, PartMissing, PartUnfit
 from server.builder.shelf import Shelf
-from server.builder.variant import BadPart, NoSpace, Source, build, is_of
+from server.builder.variant import BadPart, NoSpace, Source, TooLarge, build, is_of
 
 _BUILDS = 2  # at the same time: a small variant need not wait for a large one
 
@@ -105,6 +105,7 @@ class BuilderService(builder_pb2_grpc.BuilderServiceServicer):
                 raise PartUnfit(f"{name!r} is no name of an engine or a variant")
         folder = self._volumes.variants / request.name
         with self._shelf_lock:
+            self._shelf.are_used((*request.idle, *request.keep))
             if folder.is_dir() and not is_of(folder, self._volumes.repository):
                 _log.info("variant %s is of an engine that was exported again since: it is built anew", request.name)
                 self._shelf.remove(request.name)
@@ -130,8 +131,16 @@ class BuilderService(builder_pb2_grpc.BuilderServiceServicer):
         """What must leave a full disk before it can be built; none when it is. Raises `BuilderFault` or `OSError`."""
         while True:
             try:
-                build(self._volumes.variants / request.name, self._volumes.repository, request.graph, sources)
+                build(
+                    *(self._volumes.variants / request.name, self._volumes.repository, request.graph, sources),
+                    most=self._shelf.budget,
+                )
                 return ()
+            except TooLarge as error:
+                raise NoDisk(
+                    f"variant {request.name} may take {error.size} bytes of disk, and variants may take "
+                    f"{self._shelf.budget} together: set MEDIAGEN_VARIANT_DISK to more"
+                ) from error
             except BadPart as error:
                 raise PartUnfit(str(error)) from error
             except (NoSpace, OSError) as error:

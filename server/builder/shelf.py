@@ -22,7 +22,7 @@ class Shelf:
     def __init__(self, folder: Path, budget: int) -> None:
         """`budget` is what all of them together may take, in bytes. What a killed builder has left is removed."""
         self.folder = folder
-        self._budget = budget
+        self.budget = budget
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.iterdir():
             whole = path.name == _SHARED or (not path.name.startswith(".") and (path / MANIFEST).is_file())
@@ -41,6 +41,12 @@ class Shelf:
         os.utime(manifest, ns=(now, now))
         return _own_bytes(manifest.parent)
 
+    def are_used(self, names: Sequence[str]) -> None:
+        """All of them are used still, the last one last: what is loaded needs no `touch` for long."""
+        for name in self.those_here(names, ()):
+            now = time.time_ns()
+            os.utime(self.folder / name / MANIFEST, ns=(now, now))
+
     def remove(self, name: str) -> None:
         """At once it is no variant any more, whatever happens while its files go."""
         folder = self.folder / name
@@ -54,7 +60,7 @@ class Shelf:
         Where that is not enough, returns those of `idle`, from its begin, without which there is room; nothing of them
         is removed. Raises `NoDisk` where even that is not enough; the variant is then removed.
         """
-        while (missing := self._taken() - self._budget) > 0 and self.drop_oldest({name, *keep, *idle}):
+        while (missing := self._taken() - self.budget) > 0 and self.drop_oldest({name, *keep, *idle}):
             continue
         leaving: list[str] = []
         for other in self.those_here(idle, {name, *keep}):
@@ -66,7 +72,7 @@ class Shelf:
             needed = _own_bytes(self.folder / name)
             self.remove(name)
             raise NoDisk(
-                f"variant {name} takes {needed} bytes of disk, and variants may take {self._budget} together, of "
+                f"variant {name} takes {needed} bytes of disk, and variants may take {self.budget} together, of "
                 "which others that are in use take the rest: ask later, or set MEDIAGEN_VARIANT_DISK to more"
             )
         return leaving

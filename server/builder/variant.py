@@ -7,9 +7,11 @@ at all. Knows nothing of requests, budgets and Triton.
 
 import errno
 import json
+import math
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,6 +31,8 @@ from server.builder.shapes import COMPONENTS, TEMPLATES, WEIGHTS, EngineShapes, 
 from server.builder.single_file import Piece, find
 
 MOST_PARTS = 32
+# Of what this package makes of the same files: the next number makes all variants anew that are on disk.
+FORMAT = 1
 CHANGED = "changed.safetensors"
 ADAPTER = "adapter.safetensors"
 _GOLDEN = "golden.safetensors"
@@ -42,6 +46,14 @@ class BadPart(Exception):
 
 class NoSpace(Exception):
     """The disk is full; nothing was left on it."""
+
+
+class TooLarge(Exception):
+    """More bytes than it may have."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"{size} bytes")
+        self.size = size
 
 
 @dataclass(frozen=True)
@@ -69,11 +81,12 @@ class _Part:
     tensors: Tensors
 
 
-def build(folder: Path, repository: Path, graph: str, parts: Sequence[Source]) -> int:
+def build(folder: Path, repository: Path, graph: str, parts: Sequence[Source], most: int = sys.maxsize) -> int:
     """Make `folder`, which must not exist: an engine's model under other weights. Returns the bytes it takes beside
     the engine's own file.
 
-    Raises `BadPart`, `NoSpace`, or `OSError`; then nothing is there.
+    Raises `BadPart`, `NoSpace`, or `OSError`; `TooLarge`, before anything is merged, where it would take more than
+    `most` bytes if all tensors that the parts name changed. Then nothing is there.
     """
     if len(parts) > MOST_PARTS:
         raise BadPart(f"{len(parts)} parts for one network; at most {MOST_PARTS} are merged")
@@ -82,8 +95,10 @@ def build(folder: Path, repository: Path, graph: str, parts: Sequence[Source]) -
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _building(folder) as building, ExitStack() as opened:
             files = [_Part(part, opened.enter_context(_opened(part))) for part in parts]
-            size = _fill(building, folder.name, repository, template, files)
+            size = _fill(building, folder.name, repository, template, files, most)
+            _store(building)
             building.rename(folder)
+            _flush(folder.parent)
     except OSError as error:
         if error.errno in _FULL:
             raise NoSpace(f"no space left for {folder.name}: {error.strerror}; delete variants or assets") from error
@@ -101,7 +116,8 @@ def is_of(folder: Path, repository: Path) -> bool:
 
 
 def _fingerprint(template: _Template) -> str:
-    digest = sha256((template.folder / "1" / "model.onnx").read_bytes())
+    digest = sha256(f"{FORMAT} ".encode())
+    digest.update((template.folder / "1" / "model.onnx").read_bytes())
     if template.component:
         status = template.base.stat()
         digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
@@ -131,6 +147,21 @@ def _building(folder: Path) -> Iterator[Path]:
         shutil.rmtree(building, ignore_errors=True)
 
 
+def _store(folder: Path) -> None:
+    """Returns when it survives that the machine loses its power: half a file would look like a whole one then."""
+    for path in (*folder.rglob("*"), folder):
+        if path.name != WEIGHTS:  # the engine's own
+            _flush(path)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 @contextmanager
 def _opened(part: Source) -> Iterator[Tensors]:
     with _told(part):
@@ -148,7 +179,7 @@ def _told(part: Source) -> Iterator[None]:
         raise BadPart(f"{part.kind} {part.path.stem[:16]}: {error}") from error
 
 
-def _fill(building: Path, name: str, repository: Path, template: _Template, parts: Sequence[_Part]) -> int:
+def _fill(building: Path, name: str, repository: Path, template: _Template, parts: Sequence[_Part], most: int) -> int:
     version = building / "1"
     version.mkdir()
     family = json.loads(repository.joinpath(f"{template.card}.json").read_text())["family"]
@@ -163,6 +194,7 @@ def _fill(building: Path, name: str, repository: Path, template: _Template, part
     if template.component:
         jobs, base, stored = _jobs(template, shapes, merging, parts)
         with base:
+            _expect(sum(math.prod(job.shape) for job in jobs), most)
             try:
                 changed = merge(jobs, base, version / CHANGED)
             except BadFile as error:
@@ -173,6 +205,7 @@ def _fill(building: Path, name: str, repository: Path, template: _Template, part
             _link_base(template.base, version / WEIGHTS, building.parent / "base")
             places |= kept
     owned = {_bare(tensor): tensor for tensor in external if not _merges(tensor)}
+    _expect(sum(math.prod(tensor.dims) for name, tensor in external.items() if not _merges(name)), most)
     places |= {owned[tensor]: place for tensor, place in _adapter(version / ADAPTER, shapes, owned, parts).items()}
     _point(external, places)
     version.joinpath("model.onnx").write_bytes(model.SerializeToString(deterministic=True))
@@ -190,6 +223,12 @@ def _fill(building: Path, name: str, repository: Path, template: _Template, part
     }
     building.joinpath("variant.json").write_text(json.dumps(about, indent=2) + "\n")
     return size
+
+
+def _expect(values: int, most: int) -> None:
+    size = 2 * values  # in half precision
+    if size > most:
+        raise TooLarge(size)
 
 
 def _title(part: _Part) -> str:
@@ -272,6 +311,7 @@ def _link_base(weights: Path, place: Path, shared: Path) -> None:
         os.close(handle)
         try:
             shutil.copyfile(weights, making)
+            _flush(Path(making))
             os.chmod(making, 0o644)
             os.replace(making, copy)
         finally:

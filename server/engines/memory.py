@@ -43,22 +43,27 @@ def _parameters(path: Path) -> int:
 
 # Of onnx.proto3, which changes no number; onnx itself is too large to be had for this.
 _GRAPH, _INITIALIZER, _EXTERNAL_DATA, _KEY, _VALUE = 7, 5, 13, 1, 2
-_STORED_BYTES = 2  # of a number: every engine's weights are stored in half precision
+_STORED_BYTES = 2  # of a number: every engine's weights are stored in half precision beside the graph
+_WITHIN_BYTES = 4  # within it they are what they are computed in
+_SMALL_BYTES = 4096  # names, shapes, constants
 
 
 def _named(model: Path) -> int | None:
     """How many numbers of the files beside it a graph names: an autoencoder's two engines have the same file and name
-    a half each, a variant's graph names the tensors that replace others instead of those. None: it cannot be read."""
+    a half each, a variant's graph names the tensors that replace others instead of those. What is large within the
+    graph counts, too: somebody's own network may have all of its weights there. None: it cannot be read."""
     try:
         (graph,) = fields(memoryview(model.read_bytes()), _GRAPH)
+        tensors = tuple(fields(graph, _INITIALIZER))
         lengths = [
             int(bytes(value))
-            for tensor in fields(graph, _INITIALIZER)
+            for tensor in tensors
             for entry in fields(tensor, _EXTERNAL_DATA)
             for key, value in zip(fields(entry, _KEY), fields(entry, _VALUE), strict=True)
             if bytes(key) == b"length"
         ]
-        return sum(lengths) // _STORED_BYTES
+        within = sum(len(tensor) for tensor in tensors if len(tensor) > _SMALL_BYTES)
+        return sum(lengths) // _STORED_BYTES + within // _WITHIN_BYTES
     except (OSError, ValueError, IndexError):
         return None
 

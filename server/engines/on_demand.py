@@ -27,6 +27,7 @@ from server.engines.port import (
     EngineNoRoom,
     Engines,
     EngineUnavailable,
+    EngineUnfit,
     Spec,
     State,
     Tensors,
@@ -49,6 +50,11 @@ class _Failure:
     text: str
     until: float  # by the monotonic clock: not tried again before
     times: int  # in a row
+    fits: bool  # otherwise its weights are to blame, and whoever put them together
+
+    def fault(self) -> EngineFault:
+        """What callers are told now."""
+        return EngineUnavailable(self.text, self.until - time.monotonic()) if self.fits else EngineUnfit(self.text)
 
 
 class OnDemandEngines:
@@ -125,7 +131,8 @@ class OnDemandEngines:
     async def load(self, engine: str) -> None:
         """See `Engines`. Many callers share one load, and one that gives up leaves it to the others and to the next.
 
-        Raises `EngineNoRoom`, or `EngineUnavailable` for an engine that cannot be loaded or computes wrongly.
+        Raises `EngineNoRoom`, `EngineUnavailable` for an engine that cannot be loaded or computes wrongly, or
+        `EngineUnfit`.
         """
         if engine not in self._memory:
             await self._engines.load(engine)  # says what is wrong with the name
@@ -203,7 +210,7 @@ class OnDemandEngines:
         """Room first, then the engine."""
         failure = self._failures.get(engine)
         if failure is not None and time.monotonic() < failure.until:
-            raise EngineUnavailable(failure.text, failure.until - time.monotonic())
+            raise failure.fault()
         if engine in self._leaving:
             await asyncio.wait((self._leaving[engine],))
         begun = time.monotonic()
@@ -229,7 +236,7 @@ class OnDemandEngines:
         if not task.cancelled():
             task.exception()  # perhaps nobody waits any more who would look
 
-    async def _failed(self, engine: str, fault: EngineFault) -> EngineUnavailable:
+    async def _failed(self, engine: str, fault: EngineFault) -> EngineFault:
         """What callers are told. An engine that cannot be loaded is not tried again at every call."""
         if not await self._engines.answers():  # it is not the engine's fault
             return EngineUnavailable(str(fault))
@@ -237,9 +244,10 @@ class OnDemandEngines:
         times = 1 if last is None else last.times + 1
         pause = _PAUSES[min(times, len(_PAUSES)) - 1]
         text = f"{engine} cannot be loaded: {fault}"
-        self._failures[engine] = _Failure(text, time.monotonic() + pause, times)
+        failure = _Failure(text, time.monotonic() + pause, times, fits=not isinstance(fault, EngineUnfit))
+        self._failures[engine] = failure
         _log.error("%s; not tried again within %.0f s", text, pause)
-        return EngineUnavailable(text, pause)
+        return failure.fault()
 
     async def _find_room(self, engine: str) -> None:
         """Returns when the budget is spent on the engine and the memory is free. Raises `EngineNoRoom`."""

@@ -9,6 +9,7 @@ Faults, all raised by `Engines` methods:
     +-- EngineUnavailable      it is not there (yet, or any more): the same call may work later
     +-- EngineOverloaded       its queue is full: the same call may work later
     +-- EngineNoRoom           there is no memory to load it into: the same call may work later
+    +-- EngineUnfit            its weights make of what it is given nothing that is an answer: it never will work
     +-- EngineTimeout          it did not answer in the time the caller gave
     +-- EngineInputError       the tensors do not fit its spec: a mistake in the calling code
 """
@@ -49,6 +50,10 @@ class EngineNoRoom(EngineFault):
     def __init__(self, text: str, retry_seconds: float) -> None:
         super().__init__(text)
         self.retry_seconds = retry_seconds
+
+
+class EngineUnfit(EngineFault):
+    """The engine's weights, which somebody put together, give no answer."""
 
 
 class EngineTimeout(EngineFault):

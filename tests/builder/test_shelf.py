@@ -58,6 +58,17 @@ def test_what_is_loaded_is_told_and_not_removed_and_only_as_much_of_it_as_is_nee
     assert names(tmp_path) == {"a", "b"}
 
 
+def test_what_is_still_in_use_is_younger_than_what_is_not(tmp_path: Path) -> None:
+    for used, name in enumerate("abcd"):
+        variant(tmp_path, name, 100, used)
+    shelf = Shelf(tmp_path, 100)
+    shelf.are_used(["b", "nowhere", "a"])
+    left = []
+    while shelf.drop_oldest(()):
+        left.append("".join(sorted(names(tmp_path))))
+    assert left == ["abd", "ab", "a", ""]
+
+
 def test_what_is_shared_with_the_repository_takes_nothing_and_copies_count_once(tmp_path: Path) -> None:
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(b"x" * 1000)

@@ -19,8 +19,9 @@ from onnx import TensorProto, helper
 from safetensors.numpy import load_file
 
 from server.adapters.weights import Kind
+from server.builder import variant as made_by
 from server.builder.reading import Tensors
-from server.builder.variant import MOST_PARTS, BadPart, NoSpace, Source, build, is_of
+from server.builder.variant import MOST_PARTS, BadPart, NoSpace, Source, TooLarge, build, is_of
 from server.engines.openvino_runtime import OpenVINOEngine
 from server.engines.port import Array
 
@@ -173,6 +174,41 @@ def test_an_engine_that_was_exported_again_makes_a_variant_stale(tmp_path: Path)
     os.utime(repository / "sd15_unet" / "1" / "weights.safetensors", ns=(1, 1))
 
     assert not is_of(folder, repository)
+
+
+def test_what_another_release_made_otherwise_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = variant(tmp_path, "sd15_unet", Source("lora", lora(tmp_path / "a", 1, Q)))
+    assert is_of(folder, REPOSITORY)
+
+    monkeypatch.setattr(made_by, "FORMAT", made_by.FORMAT + 1)
+
+    assert not is_of(folder, REPOSITORY)
+
+
+def test_all_of_a_variant_is_on_the_disk_itself_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored: set[int] = set()
+
+    def fsync(handle: int) -> None:
+        if not list(tmp_path.glob("variants/sd15_unet--*")):
+            stored.add(os.fstat(handle).st_ino)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    folder = variant(tmp_path, "sd15_unet", Source("lora", lora(tmp_path / "a", 1, Q)))
+
+    all_of_it = {path.stat().st_ino for path in (folder, *folder.rglob("*")) if path.name != "weights.safetensors"}
+    assert all_of_it <= stored
+
+
+def test_what_may_come_to_more_than_it_is_given_is_not_begun(tmp_path: Path) -> None:
+    part = Source("lora", lora(tmp_path / "l.safetensors", 1, Q, K))
+    values = sum(int(np.prod(engine("sd15").components["unet"][f"{module}.weight"])) for module in (Q, K))
+    folder = tmp_path / "variants" / "sd15_unet--0"
+    with nothing_left(tmp_path / "variants"), pytest.raises(TooLarge) as raised:
+        build(folder, REPOSITORY, "sd15_unet", [part], 2 * values - 1)
+    assert raised.value.size == 2 * values
+    build(folder, REPOSITORY, "sd15_unet", [part], 2 * values)
 
 
 # A template as the exporter renders it, as small as one can be: conv_in of the UNet, and a ControlNet of one tensor.

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from engines import toy
+from onnx import helper, numpy_helper
 from safetensors.numpy import load_file, save_file
 
 from server.engines import leftovers
@@ -33,6 +34,20 @@ def test_of_a_file_that_two_engines_share_each_counts_what_its_own_graph_names()
     ]
     own = sum(tensor.size for name, tensor in load_file(weights).items() if name.startswith(("encoder.", "quant_")))
     assert parameters == [own, everything - own]
+
+
+def test_weights_within_a_graph_count_as_they_are_computed(tmp_path: Path) -> None:
+    """As in somebody's own network that makes control maps."""
+    folder = tmp_path / "net" / "1"
+    folder.mkdir(parents=True)
+    initializers = [
+        numpy_helper.from_array(np.zeros(100_000, np.float32), "weights"),
+        numpy_helper.from_array(np.array([1, -1]), "shape"),
+    ]
+    graph = helper.make_graph([], "net", [], [], initializers)
+    (folder / "model.onnx").write_bytes(helper.make_model(graph).SerializeToString())
+    counted = (estimate(tmp_path, "net") - BYTES_AN_ENGINE) / BYTES_A_PARAMETER
+    assert 100_000 <= counted < 100_100
 
 
 def test_without_a_graph_that_can_be_read_every_tensor_counts(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from engines.fake import FakeEngines
 from server.engines import kept, on_demand
 from server.engines.kept import KeptEngines
 from server.engines.on_demand import OnDemandEngines
-from server.engines.port import EngineInputError, EngineNoRoom, EngineUnavailable, Spec, State
+from server.engines.port import EngineInputError, EngineNoRoom, EngineUnavailable, EngineUnfit, Spec, State
 
 SPECS = (toy.MIX, toy.WORDS, toy.SPIN)
 MIX, WORDS, SPIN = (spec.name for spec in SPECS)
@@ -236,6 +236,20 @@ async def test_an_engine_that_computes_wrongly_is_unavailable_and_takes_no_memor
         await use(home, toy.WORDS)
     assert await engines.ready() == ()
     await use(home, toy.SPIN)  # there is room for all of it
+
+
+async def test_an_engine_whose_weights_give_no_answer_is_told_as_that_every_time(
+    engines: Engines, home: OnDemandEngines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def load(engine: str) -> None:
+        engines.story.append(f"+{engine}")
+        raise EngineUnfit("sample is not finite")
+
+    monkeypatch.setattr(engines, "load", load)
+    for _ in range(2):
+        with pytest.raises(EngineUnfit, match="toy_mix cannot be loaded: sample is not finite"):
+            await use(home, toy.MIX)
+    assert engines.story == [f"+{MIX}", f"-{MIX}"]
 
 
 async def test_a_load_that_fails_because_nobody_is_there_is_tried_at_the_next_call(
