@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from server.adapters.control import Control, NoControl
 from server.adapters.ip_adapter import ImagePrompt, NoImagePrompt
 from server.adapters.weights import variants
+from server.asked import weights
 from server.asked.weights import MAX_LORAS
 from server.assets.asset import Asset, AssetState, AssetType, Facts
 from server.catalog import Catalog, read_catalog
@@ -278,6 +279,27 @@ def test_a_black_mask_applies_nowhere_and_is_refused(engines: Catalog, shelf: Dr
     assert "paint white" in told["ip_adapter_mask_image"]
 
 
+def test_a_mask_applies_where_its_white_is_drawn_enlarged(engines: Catalog, shelf: Drawer) -> None:
+    painted = white(slice(0, 256))
+    asked = {"init_image": picture(512, 512), "mask_image": painted, "ip_adapter_image": picture()}
+    enlarged = {**asked, "inpaint_full_res": True, "inpaint_full_res_padding": 0}
+    for fields, share in ((asked, 0.25), (enlarged, 1.0)):
+        made = plan(sd15(**fields, ip_adapter_mask_image=painted), engines, shelf)
+        assert isinstance(made.image_prompt, ImagePrompt)
+        assert made.image_prompt.mask.mean() == pytest.approx(share, abs=0.02)
+    told = wrong(sd15(**enlarged, ip_adapter_mask_image=white(slice(448, 512))), engines, shelf)
+    assert "black everywhere that is drawn" in told["ip_adapter_mask_image"]
+
+
+def white(columns: slice) -> bytes:
+    """A mask of 512x512 that is white there, in the middle half of its height."""
+    pixels = np.zeros((512, 512), np.uint8)
+    pixels[128:384, columns] = 255
+    file = BytesIO()
+    PillowImage.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
 def test_a_controlnet_and_an_ip_adapter_are_not_taken_together(engines: Catalog, shelf: Drawer) -> None:
     request = sd15(controlnet="edges", controlnet_image=picture(), ip_adapter_image=picture())
     assert wrong(request, engines, shelf).keys() == {"ip_adapter_image"}
@@ -313,6 +335,29 @@ def test_wrong_transfer_images_are_told_by_their_word(
         said
         in wrong(sdxl(transfer_images=transferred(trigger, *images)), engines, shelf)[f"transfer_images[{trigger}]"]
     )
+
+
+@pytest.mark.parametrize("word", ["green", "house green", "green one"])
+def test_words_for_pictures_and_for_inversions_are_apart(engines: Catalog, shelf: Drawer, word: str) -> None:
+    request = sdxl(transfer_images=transferred("green", picture()), textual_inversions={"cat": word})
+    assert "not apart" in wrong(request, engines, shelf)["transfer_images[green]"]
+
+
+def test_an_engine_without_such_an_encoder_says_only_that_of_transfer_images(
+    engines: Catalog, shelf: Drawer, sdxl_catalog: Catalog
+) -> None:
+    told = wrong(sdxl(transfer_images=transferred("absent", picture())), sdxl_catalog, shelf)
+    assert told.keys() == {"transfer_images"}
+
+
+def test_inversions_have_so_many_vectors_together(
+    engines: Catalog, shelf: Drawer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "MAX_VECTORS", 2)
+    plan(sd15(textual_inversions={"cat": "house"}), engines, shelf)
+    monkeypatch.setattr(weights, "MAX_VECTORS", 1)
+    told = wrong(sd15(textual_inversions={"cat": "house"}), engines, shelf)
+    assert told == {"textual_inversions": "2 vectors together; at most 1 are allowed"}
 
 
 def test_the_file_tells_what_draws_its_picture_again(engines: Catalog, shelf: Drawer) -> None:

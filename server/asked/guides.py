@@ -1,6 +1,6 @@
 """Fields that bring pictures to go by: for a ControlNet, an IP-Adapter, and transfer images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from mediagen.v1 import image_pb2 as pb
@@ -8,12 +8,13 @@ from mediagen.v1 import image_pb2 as pb
 from server.adapters.control import Control, NoControl
 from server.adapters.ip_adapter import ImagePrompt, Method, NoImagePrompt, latent_mask
 from server.adapters.preprocess import PREPROCESSORS
+from server.adapters.tokens import find
 from server.adapters.transfer import Transfer, wrong_triggers
 from server.adapters.weights import Part
 from server.asked.reading import MAX_TRIGGER, Reading, entries, number, part_of, wrong_trigger
 from server.assets.asset import Asset, AssetType
 from server.bounds import MAX_TRANSFERRED
-from server.canvas import Inpainting, NothingToPaint, framed, painted_at, whole
+from server.canvas import Box, Inpainting, NothingToPaint, framed, painted_at, whole
 from server.catalog import Engine
 from server.clip import normalised
 from server.engines.port import Array
@@ -47,17 +48,22 @@ def control(reading: Reading) -> tuple[Control | NoControl, Sequence[Part]]:
     if wanted and (wrong := _no_preprocessor(reading, asset)):
         reading.wrong("controlnet_preprocess", wrong, "controlnet")
         return nothing
-    mask, box = np.zeros((reading.size.height, reading.size.width), bool), whole(reading.size)
+    mask = np.zeros((reading.size.height, reading.size.width), bool)
     if isinstance(reading.start, Inpainting):
-        mask, box = reading.start.mask, reading.start.box
+        mask = reading.start.mask
     told = Control(
-        picture=framed(picture, reading.size, box),
+        picture=framed(picture, reading.size, _drawn(reading)),
         mask=mask,
         preprocessor=preprocessor,
         scale=number(request, "controlnet_conditioning_scale"),
         early_stop=number(request, "controlnet_early_stop"),
     )
     return told, (part_of(asset, "controlnet"),)
+
+
+def _drawn(reading: Reading) -> Box:
+    """What of the canvas is drawn: what an inpainting shows of it enlarged, or all."""
+    return reading.start.box if isinstance(reading.start, Inpainting) else whole(reading.size)
 
 
 def _no_preprocessor(reading: Reading, asset: Asset) -> str:
@@ -111,9 +117,9 @@ def _ip_adapter_mask(reading: Reading) -> Array | None:
         return np.ones((reading.size.height, reading.size.width), bool)
     pixels = reading.picture("ip_adapter_mask_image", data, decode_mask)
     try:
-        return None if pixels is None else painted_at(pixels, reading.size)
+        return None if pixels is None else painted_at(framed(pixels, reading.size, _drawn(reading)), reading.size)
     except NothingToPaint:
-        why = "black everywhere at the requested size; paint white where the IP-Adapter is to apply"
+        why = "black everywhere that is drawn, at the requested size; paint white where the IP-Adapter is to apply"
         reading.wrong("ip_adapter_mask_image", why, "width", "height")
         return None
 
@@ -135,7 +141,7 @@ def _first_ip_adapter(reading: Reading) -> str:
 def transfers(reading: Reading) -> tuple[tuple[Transfer, ...], Sequence[Part]]:
     """With the LoRA that goes with the encoder."""
     card = reading.engine.card
-    if not isinstance(card, SdxlCard):  # it refuses the field
+    if not isinstance(card, SdxlCard) or "transfer_images" in reading.engine.refuses:  # who refuses it says so
         return (), ()
     found: list[Transfer] = []
     told = reading.request.transfer_images
@@ -146,19 +152,29 @@ def transfers(reading: Reading) -> tuple[tuple[Transfer, ...], Sequence[Part]]:
     for where, trigger, images in entries(reading, "transfer_images", told, MAX_TRIGGERS):
         if wrong := wrong_trigger(trigger):
             reading.wrong(where, wrong)
-        elif trigger in reading.request.textual_inversions.values():
-            reading.wrong(
-                where, f"{quoted(trigger)} stands for a textual inversion, too; give one of them another word"
-            )
+        elif other := _taken(trigger, reading.request.textual_inversions.values()):
+            why = f"{quoted(trigger)} and {quoted(other)}, which stands for a textual inversion, are not apart"
+            reading.wrong(where, f"{why}; give one of them another word")
         elif not 1 <= len(images.images) <= MAX_TRANSFERRED:
             reading.wrong(
                 where, f"{len(images.images)} pictures; give 1 to {MAX_TRANSFERRED} of what the word stands for"
             )
         else:
-            pictures = [reading.picture(where, data) for data in images.images]
-            seen = [normalised(picture, card.transfer_side) for picture in pictures if picture is not None]
-            found += [Transfer(trigger, np.stack(seen))] if len(seen) == len(pictures) else []
+            shown = [_shown(reading, where, data, card.transfer_side) for data in images.images]
+            seen = [pixels for pixels in shown if pixels is not None]
+            found += [Transfer(trigger, np.stack(seen))] if len(seen) == len(shown) else []
     if not found:
         return (), ()
     lora = Part("lora", card.transfer_lora, frozenset({"unet"}))
     return tuple(found), (lora,) if lora.sha256 else ()
+
+
+def _taken(trigger: str, others: Iterable[str]) -> str:
+    """Another word that stands in it, or has it in itself; the longer would take the place of both. Empty: none."""
+    return next((other for other in others if find(other, [trigger]) or find(trigger, [other])), "")
+
+
+def _shown(reading: Reading, where: str, data: bytes, side: int) -> Array | None:
+    """What an encoder is shown of a file: of several, one at a time is held at its own size."""
+    picture = reading.picture(where, data)
+    return None if picture is None else normalised(picture, side)

@@ -13,6 +13,7 @@ from server.violations import quoted
 
 MAX_LORAS = 16
 MAX_INVERSIONS = 16
+MAX_VECTORS = 1024  # of a request's textual inversions together, which engines are exported for
 
 
 def whole_networks(reading: Reading, name: str, kind: AssetType, part: Kind) -> Iterator[Part]:
@@ -42,6 +43,7 @@ def loras(reading: Reading, others: Iterable[Part]) -> Iterator[Part]:
 def inversions(reading: Reading) -> Iterator[Inversion]:
     told = list(entries(reading, "textual_inversions", reading.request.textual_inversions, MAX_INVERSIONS))
     triggers = Counter(trigger for _, _, trigger in told)
+    vectors = 0
     for where, name, trigger in told:
         if wrong := wrong_trigger(trigger):
             reading.wrong(where, wrong)
@@ -56,4 +58,8 @@ def inversions(reading: Reading) -> Iterator[Inversion]:
             except (OSError, BadFile) as error:  # removed since it was found
                 reading.wrong(where, f"{quoted(name)} cannot be read any more: {error}")
             else:
-                yield inversion(trigger, tensors)
+                made = inversion(trigger, tensors)
+                vectors += max(len(rows) for rows in made.vectors.values())
+                yield made
+    if vectors > MAX_VECTORS:
+        reading.wrong("textual_inversions", f"{vectors} vectors together; at most {MAX_VECTORS} are allowed")
