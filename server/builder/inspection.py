@@ -11,7 +11,7 @@ from pathlib import Path
 from server.assets.asset import AssetType, BadAsset, Facts
 from server.builder.adapter import expect_controlnet, expect_ip_adapter, preprocessor, projection
 from server.builder.lora import is_lora, read_lora
-from server.builder.reading import READABLE, BadFile, Tensors, some
+from server.builder.reading import READABLE, BadFile, Tensors, some, to_half
 from server.builder.shapes import COMPONENTS, EngineShapes, Misfit, Shapes, read_shapes
 from server.builder.single_file import find
 
@@ -194,7 +194,12 @@ _HALVED = frozenset({AssetType.CHECKPOINT, AssetType.VAE, AssetType.CONTROLNET, 
 
 
 def _expect_numbers(tensors: Tensors, type: AssetType) -> None:
-    """Every value of every tensor is finite, and in half precision too where it will be kept so."""
+    """Every value of every tensor is finite, and in half precision too where it will be kept so.
+
+    Those that no engine reads (what training leaves beside) may be of any size, hence piece by piece.
+    """
     for name, stored in tensors.stored.items():
         if stored.dtype in READABLE:
-            (tensors.float16 if type in _HALVED else tensors.float32)(name)
+            for values in tensors.pieces(name):
+                if type in _HALVED:
+                    to_half(values, name)

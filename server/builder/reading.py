@@ -9,7 +9,7 @@ Source: https://github.com/huggingface/safetensors (Format).
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ MOST_TENSORS = 20_000  # an SDXL LyCORIS of every layer has about 7,000
 MOST_AXES = 8
 MOST_NAME = 256  # characters
 _METADATA = "__metadata__"
+_PIECE = 4 << 20  # bytes, a multiple of every number's
 _BYTES: Mapping[str, int] = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
     "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
@@ -66,46 +67,54 @@ class Tensors:
     ) -> None:
         os.close(self._file)
 
-    def bytes(self, name: str) -> bytes:
-        """A tensor as it lies in the file."""
-        entry = self.stored[name]
-        parts, position = [], 0
-        while position < entry.length:  # one read gives 2 GiB at most
-            part = os.pread(self._file, entry.length - position, entry.offset + position)
-            if not part:
-                raise BadFile(f"the file became shorter while {told(name)} was read")
-            parts.append(part)
-            position += len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
     def float32(self, name: str) -> npt.NDArray[np.float32]:
         """A tensor's values. Raises `BadFile` when it is not of floating point, or not finite in float32."""
         entry = self.stored[name]
-        raw = self.bytes(name)
-        match entry.dtype:
-            case "F16":
-                values = np.frombuffer(raw, "<f2").astype(np.float32)
-            case "BF16":
-                values = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
-            case "F32":
-                values = np.frombuffer(raw, "<f4")
-            case "F64":
-                with np.errstate(over="ignore", invalid="ignore"):
-                    values = np.frombuffer(raw, "<f8").astype(np.float32)
-            case other:
-                raise BadFile(f"{told(name)} is {other}; weights are {', '.join(READABLE)}")
-        if not np.isfinite(values).all():
-            raise BadFile(f"{told(name)} holds NaN or infinity; weights are finite numbers")
-        return values.reshape(entry.shape)
+        return _decoded(self._read(name, 0, entry.length), entry.dtype, name).reshape(entry.shape)
+
+    def pieces(self, name: str) -> Iterator[npt.NDArray[np.float32]]:
+        """The same, flat and some MiB at a time: of a tensor that may be larger than memory."""
+        entry = self.stored[name]
+        for begin in range(0, entry.length, _PIECE):
+            yield _decoded(self._read(name, begin, min(_PIECE, entry.length - begin)), entry.dtype, name)
 
     def float16(self, name: str) -> npt.NDArray[np.float16]:
         """A tensor's values, rounded to half precision where it is another. Raises `BadFile` when it is too small."""
         if self.stored[name].dtype != "F16":
             return to_half(self.float32(name), name)
-        values = np.frombuffer(self.bytes(name), "<f2")
+        values = np.frombuffer(self._read(name, 0, self.stored[name].length), "<f2")
         if not np.isfinite(values).all():
             raise BadFile(f"{told(name)} holds NaN or infinity; weights are finite numbers")
         return values.reshape(self.stored[name].shape)
+
+    def _read(self, name: str, begin: int, length: int) -> bytes:
+        """Bytes of a tensor as they lie in the file."""
+        offset, parts = self.stored[name].offset + begin, []
+        while length > 0:  # one read gives 2 GiB at most
+            part = os.pread(self._file, length, offset)
+            if not part:
+                raise BadFile(f"the file became shorter while {told(name)} was read")
+            parts.append(part)
+            offset, length = offset + len(part), length - len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _decoded(raw: bytes, dtype: str, name: str) -> npt.NDArray[np.float32]:
+    match dtype:
+        case "F16":
+            values = np.frombuffer(raw, "<f2").astype(np.float32)
+        case "BF16":
+            values = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
+        case "F32":
+            values = np.frombuffer(raw, "<f4")
+        case "F64":
+            with np.errstate(over="ignore", invalid="ignore"):
+                values = np.frombuffer(raw, "<f8").astype(np.float32)
+        case other:
+            raise BadFile(f"{told(name)} is {other}; weights are {', '.join(READABLE)}")
+    if not np.isfinite(values).all():
+        raise BadFile(f"{told(name)} holds NaN or infinity; weights are finite numbers")
+    return values
 
 
 def to_half(values: npt.NDArray[np.float32], name: str) -> npt.NDArray[np.float16]:
@@ -168,11 +177,13 @@ def _json(text: bytes) -> dict[str, Any]:
         objects += 1
         if objects > MOST_TENSORS + 2:
             _no(f"its header describes more than {MOST_TENSORS} tensors")
-        made = dict(pairs)
-        if len(made) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in made if names.count(name) > 1)
-            _no(f"its header has {told(ascii(twice))} twice")
+        if len(pairs) > MOST_TENSORS + 1:  # the metadata
+            _no(f"its header has an object of {len(pairs)} entries; at most {MOST_TENSORS} are read")
+        made: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in made:
+                _no(f"its header has {told(ascii(name))} twice")
+            made[name] = value
         return made
 
     try:

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -189,6 +190,21 @@ def test_without_templates_an_adapter_is_told_that_no_engine_takes_one(tmp_path:
     ):
         with pytest.raises(BadAsset, match=reason):
             inspect(saved(tensors, tmp_path / type.value), type, plain)
+
+
+def test_what_no_engine_reads_is_looked_through_without_being_held(tmp_path: Path) -> None:
+    """Its shape is compared with nothing: it may be as large as a disk lets it."""
+    left = {"model_ema.x": np.zeros(48 << 18, np.float32)}
+    path = saved(own("sd15_unet") | left, tmp_path / "f")
+    inspect(path, AssetType.CHECKPOINT, shapes())
+    tracemalloc.start()
+    inspect(path, AssetType.CHECKPOINT, shapes())
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 40 << 20
+    left["model_ema.x"][-1] = np.nan
+    with pytest.raises(BadAsset, match=r"model_ema\.x holds NaN"):
+        inspect(saved(own("sd15_unet") | left, path), AssetType.CHECKPOINT, shapes())
 
 
 def test_a_pickle_and_a_header_without_end_are_refused(tmp_path: Path) -> None:

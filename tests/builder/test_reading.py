@@ -4,6 +4,8 @@ import json
 import os
 import re
 import struct
+import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +160,26 @@ def test_no_file_stays_open(tmp_path: Path) -> None:
         with pytest.raises(BadFile):
             Tensors(tmp_path / "bad")
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_names_without_end_are_refused_at_once_wherever_one_is_twice(tmp_path: Path) -> None:
+    for count, reason in ((MOST_TENSORS // 2, "twice"), (1_000_000, "at most 20000 are read")):
+        names = ",".join(f'"{i}":1' for i in [*range(count), count - 1])
+        began = time.thread_time()
+        with pytest.raises(BadFile, match=reason):
+            Tensors(written(tmp_path / "file", "{" + names + "}"))
+        assert time.thread_time() - began < 5  # a second where it grows with the names, minutes with their square
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_large_tensor_is_looked_through_without_being_held(tmp_path: Path, dtype: type) -> None:
+    values = (np.arange((48 << 20) // np.dtype(dtype).itemsize) % 1000).astype(dtype)
+    save_file({"x": values, "y": np.ones(3, dtype)}, tmp_path / "file")
+    with Tensors(tmp_path / "file") as tensors:
+        assert np.array_equal(np.concatenate(list(tensors.pieces("x"))), tensors.float32("x"))
+        tracemalloc.start()
+        for _ in tensors.pieces("x"):
+            pass
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert most < 40 << 20  # as read and in float32, two at a time
