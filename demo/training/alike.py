@@ -71,7 +71,7 @@ class Method:
 
 
 METHODS: Mapping[str, Method] = {
-    "full": Method(0.4, same, caption, 0.8),
-    "style": Method(0.3, alike_in_style, what_stands_where, 0.5),
-    "composition": Method(0.3, alike_in_composition, which_light, 0.6),
+    "full": Method(0.24, same, caption, 0.8),
+    "style": Method(0.4, alike_in_style, what_stands_where, 0.5),
+    "composition": Method(0.36, alike_in_composition, which_light, 0.6),
 }
