@@ -7,12 +7,17 @@ from collections.abc import AsyncIterator, Iterator
 import grpc
 import httpx
 import pytest
+from assets.conftest import BUDGET, looked_at
 from engines.fake import FakeEngines
 from json_service import Hollow, Served, hollow_engines, listening, routes
 from mediagen.v1 import image_pb2_grpc
 
 from server.admission import Admission
+from server.assets.library import Library
+from server.assets.uploads import Uploads
 from server.catalog import Catalog
+from server.http.app import application
+from server.http.assets import AssetRoutes
 from server.rpc.interceptor import CallInterceptor
 
 
@@ -36,8 +41,10 @@ async def on_a_port(served: Served) -> AsyncIterator[str]:
 
 
 @pytest.fixture(scope="module")
-def hollow_service(catalog: Catalog) -> Iterator[Hollow]:
-    """In a thread of its own, for tools that do not wait."""
+def hollow_service(catalog: Catalog, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hollow]:
+    """In a thread of its own, for tools that do not wait; with a library that takes anything."""
+    library = Library(tmp_path_factory.mktemp("assets"), looked_at, BUDGET)
+    uploads = Uploads(library)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -50,7 +57,7 @@ def hollow_service(catalog: Catalog) -> Iterator[Hollow]:
         server = grpc.aio.server(interceptors=(CallInterceptor(),))
         port = server.add_insecure_port("127.0.0.1:0")
         made = routes(catalog, engines, Admission(64))
-        async with listening(made.app) as url:
+        async with listening(application(made.facade, AssetRoutes(library, uploads))) as url:
             image_pb2_grpc.add_ImageServiceServicer_to_server(made.service, server)
             await server.start()
             started.append(Hollow(url, f"127.0.0.1:{port}"))
@@ -67,3 +74,5 @@ def hollow_service(catalog: Catalog) -> Iterator[Hollow]:
     loop.call_soon_threadsafe(loop.stop)
     thread.join(30)
     loop.close()
+    uploads.close()
+    library.close()

@@ -45,6 +45,8 @@ OPERATIONS = (
     *(("POST", route.path) for route in ROUTES),
     *(("GET", "/v1/requests/{response_id}"), ("GET", "/v1/requests/{response_id}/response"), ("GET", "/healthz")),
     ("DELETE", "/v1/requests/{response_id}"),
+    *(("GET", "/v1/assets"), ("POST", "/v1/assets"), ("GET", "/v1/assets/{asset}"), ("DELETE", "/v1/assets/{asset}")),
+    *(("PUT", "/v1/assets/{asset}/content"), ("POST", "/v1/assets/{asset}/complete-upload")),
 )
 
 
@@ -58,6 +60,7 @@ def test_every_operation_of_the_document_is_tried_here(api: schemathesis.BaseSch
     [
         *((*operation, GenerationMode.POSITIVE) for operation in OPERATIONS),
         *(("POST", route.path, GenerationMode.NEGATIVE) for route in ROUTES),  # the others take anything
+        *(("GET", "/v1/assets", GenerationMode.NEGATIVE), ("POST", "/v1/assets", GenerationMode.NEGATIVE)),
     ],
 )
 def test_the_service_does_what_its_document_says(
@@ -250,6 +253,55 @@ def test_no_generated_body_makes_the_service_fail(hollow_service: Hollow) -> Non
     ends = over_http(hollow_service, QUICK)
     assert ends[200] > QUICK / 40, ends
     assert ends[422] > QUICK / 4
+
+
+ASSETS = one_of("x", "y")
+SAID = st.fixed_dictionaries(
+    {"name": ASSETS, "asset_type": seldom(JUNK, one_of("lora", "vae", "controlnet"))},
+    optional={
+        "size_bytes": seldom(JUNK | WHOLE, st.integers(1, 12)),
+        "is_public": seldom(JUNK, st.booleans()),
+        "description": seldom(JUNK, TEXTS),
+        "preprocessor": seldom(JUNK, one_of("canny", "mine")),
+        "sha256": seldom(JUNK, one_of("0" * 64, None)),
+    },
+)
+PARTS = st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 12)).map(lambda n: "bytes {}-{}/{}".format(*n))
+RANGES = seldom(st.text(st.characters(max_codepoint=126, min_codepoint=32), max_size=20), st.none() | PARTS)
+CALLS = st.one_of(
+    st.tuples(st.just("POST"), st.just(""), SAID),
+    st.tuples(st.just("PUT"), ASSETS, st.tuples(st.binary(max_size=12), RANGES)),
+    st.tuples(one_of("GET", "DELETE"), ASSETS, st.none()),
+    st.tuples(st.just("POST"), ASSETS, seldom(JUNK, one_of({}, {"skip_validation": False}))),
+)
+
+
+def test_no_generated_way_through_the_library_makes_the_service_fail(hollow_service: Hollow) -> None:
+    ends: Counter[int] = Counter()
+    with httpx.Client(base_url=hollow_service.url, timeout=60) as client:
+        ids = {"x": "x", "y": "y"}
+
+        @generated(80)
+        @given(st.lists(CALLS, min_size=3, max_size=6))
+        def calls(steps: list[tuple[str, str, Any]]) -> None:
+            for method, name, what in steps:
+                path = f"/v1/assets/{name}" if name else "/v1/assets"
+                if method == "PUT":
+                    headers = {} if what[1] is None else {"content-range": what[1].strip()}
+                    reply = client.put(f"/v1/assets/{ids[name]}/content", content=what[0], headers=headers)
+                elif method == "POST":
+                    content, headers = json.dumps(what).encode(), {"content-type": "application/json"}
+                    path = f"{path}/complete-upload" if name else path
+                    reply = client.post(path, content=content, headers=headers)
+                    if reply.status_code == 201:
+                        ids[what["name"]] = reply.json()["asset"]["id"]
+                else:
+                    reply = client.request(method, path)
+                ends[reply.status_code] += 1
+                assert reply.status_code in (*range(200, 500), 507), f"{reply.text}: {method} {path} {what!r}"
+
+        calls()
+    assert min(ends[200], ends[201], ends[409]) > 10, ends
 
 
 @pytest.mark.thorough
