@@ -51,7 +51,7 @@ class Built:
 
     built: bool  # for this wish; otherwise it was on disk
     seconds: float  # that building it took
-    leave: tuple[str, ...] = ()  # idle variants to unload before the same is asked again
+    leave: tuple[str, ...] = ()  # variants to unload, if they are idle now, before the same is asked again
 
 
 class Builder:

@@ -120,8 +120,11 @@ class BuilderService(builder_pb2_grpc.BuilderServiceServicer):
         in_the_way = self._build(request, [self._source(part) for part in request.parts])
         if in_the_way:
             return pb.EnsureVariantResponse(built=False, leave=in_the_way)
-        with self._shelf_lock:
-            leave = self._shelf.make_room(request.name, self._needed(), self._idle)
+        with (
+            self._shelf_lock
+        ):  # who was needed when it began may idle by now: that is seen when the same is asked again
+            perhaps = (*self._idle, *sorted(self._keep.difference(self._idle)))
+            leave = self._shelf.make_room(request.name, tuple(self._building), perhaps)
             own = self._shelf.touch(request.name)
         seconds = time.perf_counter() - begin
         _log.info("variant %s of %d parts is built in %.2f s", request.name, len(request.parts), seconds)

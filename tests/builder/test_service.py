@@ -150,9 +150,16 @@ async def test_the_least_recently_used_makes_room_on_disk_and_what_is_needed_sta
         assert process.files() == {names[0], names[2]}
         await process.builder.ensure(variants[3], (names[0],))
         assert process.files() == {names[0], names[3]}
+        found = await process.builder.ensure(variants[1], (names[0], names[3]))
+        assert found.leave in ((names[0],), (names[3],))  # one may have become idle while it was built
         with pytest.raises(NoDisk, match="MEDIAGEN_VARIANT_DISK"):
             await process.builder.ensure(variants[1], (names[0], names[3]))
         assert process.files() == {names[0], names[3]}
+        assert (await process.builder.ensure(variants[1], (names[0], names[3]))).built
+        found = await process.builder.ensure(variants[1], (names[0],), (names[3],))
+        assert (found.built, found.leave) == (False, (names[3],))
+        assert not (await process.builder.ensure(variants[1], (names[0],))).leave
+        assert process.files() == {names[0], names[1]}
 
 
 async def test_what_is_loaded_and_idle_is_to_be_unloaded_before_it_is_removed(tmp_path: Path) -> None:
@@ -242,9 +249,10 @@ async def test_it_ends_with_its_gateway_however_that_ends(tmp_path: Path) -> Non
 
 
 def has_ended(pid: int) -> bool:
-    """Its sockets are closed, too; perhaps nobody has asked yet how it ended."""
+    """With all its threads, so its sockets are closed, too; perhaps nobody has asked yet how it ended."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state in "ZX" and len(list(Path(f"/proc/{pid}/task").iterdir())) <= 1
     except (FileNotFoundError, ProcessLookupError):
         return True
 
