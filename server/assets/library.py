@@ -23,6 +23,7 @@ from server.assets.rows import Row
 from server.assets.rules import Described
 from server.assets.store import Store, Wanted
 
+PAGE, MAX_PAGE = 100, 1000  # assets: where nobody says how many, and at most
 MAX_ASSETS = 10_000  # of one tenant, so that rows are bounded as bytes are
 
 Inspect = Callable[[Path, AssetType], Facts]  # raises `BadAsset`

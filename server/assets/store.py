@@ -1,6 +1,7 @@
 """The rows of the library, in SQLite, and which of them a tenant may see. Knows no file of an asset."""
 
 import json
+import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,8 @@ from pathlib import Path
 from server.assets.asset import DEPLOYMENT, Asset, AssetState, AssetType, Facts
 from server.assets.faults import LibraryFull
 from server.assets.rows import Row, row_of, stamp
+
+log = logging.getLogger(__name__)
 
 # `number` grows and is never used again: pages end at one. A size or hash that was not declared is NULL.
 _SCHEMA = """
@@ -106,12 +109,19 @@ class Store:
                 raise
             works, self._afterwards = self._afterwards, []
             for work in works:
-                with self.transaction():
-                    work()
+                self._try(work)
 
     def afterwards(self, work: Callable[[], None]) -> None:
-        """Once the transaction that this is in has been kept, in one of its own; never where it has not."""
+        """Once the transaction that this is in has been kept, in one of its own; never where it has not. What fails is
+        logged: the rows are as they were to be."""
         self._afterwards.append(work)
+
+    def _try(self, work: Callable[[], None]) -> None:
+        try:
+            with self.transaction():
+                work()
+        except (OSError, sqlite3.Error, LibraryFull):
+            log.exception("a file of nobody is left; the next start removes it")
 
     def add(
         self, asset: Asset, declared_bytes: int | None, sha256: str | None, preprocessor: str, source: str = ""

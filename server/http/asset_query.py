@@ -6,11 +6,11 @@ from typing import Any
 from fastapi import Request
 
 from server.assets.asset import AssetType
+from server.assets.library import MAX_PAGE, PAGE
 from server.assets.store import Wanted
 from server.http.asset_models import OLD_ENGINES, TYPES
 from server.violations import Violation, quoted
 
-PAGE, MAX_PAGE = 100, 1000
 MAX_VALUES = 100  # of one filter
 Asked = tuple[Wanted, int | None, int, int]
 

@@ -9,15 +9,13 @@ from mediagen.v1 import asset_pb2 as pb
 from mediagen.v1 import asset_pb2_grpc
 
 from server.assets.asset import Asset, AssetType
-from server.assets.library import Library
+from server.assets.library import MAX_PAGE, PAGE, Library
 from server.assets.rules import Described, violations
 from server.assets.store import Wanted
 from server.assets.uploads import Uploads
 from server.rpc.interceptor import Context, tenant
 from server.violations import InvalidRequest, Violation, quoted
 
-PAGE = 100  # assets, where nobody says how many
-MAX_PAGE = 1000
 CHUNK_BYTES = 2 * 2**20
 _TYPES = {pb.AssetType.Value(f"ASSET_TYPE_{type.name}"): type for type in AssetType}
 

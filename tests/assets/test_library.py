@@ -357,6 +357,17 @@ def test_an_upload_that_ends_while_others_are_swept_is_an_asset(
     assert library.shelf("ann").path(asset).read_bytes() == CONTENT
 
 
+def test_a_file_that_cannot_be_removed_is_logged_and_its_asset_is_gone(
+    library: Library, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = library.shelf("ann").path(bring(library, CONTENT))
+    path.unlink()
+    path.mkdir()
+    assert library.delete("ann", "style").state is AssetState.DELETED
+    assert library.count("ann", Wanted()) == 0
+    assert "a file of nobody is left" in caplog.text
+
+
 def test_asking_whether_an_upload_runs_makes_no_file(library: Library) -> None:
     asset = library.describe("ann", described(CONTENT))
     assert not library.is_uploading(asset.id)
