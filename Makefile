@@ -49,6 +49,7 @@ models: $(VENV)/all ## render model_repository from the default checkpoints
 	@$(BIN)/python -m export sd15 --checkpoint $(DEMO)/sd15 --out model_repository --title "$(TITLE) Stable Diffusion 1.5"
 	@$(BIN)/python -m export sdxl --checkpoint $(DEMO)/sdxl --refiner $(DEMO)/sdxl-refiner --out model_repository \
 		--title "$(TITLE) SDXL, with its refiner"
+	@$(BIN)/python -m export photomaker --checkpoint $(DEMO)/sdxl-photomaker/photomaker.bin --engine sdxl --out model_repository
 	@$(BIN)/python -m export ssd --checkpoint $(DEMO)/ssd --image-encoder $(DEMO)/sdxl/image_encoder \
 		--out model_repository --title "$(TITLE) SSD-1B"
 	@$(BIN)/python -m export sd3 --checkpoint $(DEMO)/sd3 --out model_repository --title "$(TITLE) SD3"
