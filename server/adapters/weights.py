@@ -44,18 +44,22 @@ class Variant:
         return replace(self.graph, name=f"{self.graph.name}--{digest}")
 
 
-# Whose weights a network has, by the end of its name in the model repository.
-_COMPONENTS: Mapping[str, frozenset[str]] = {
-    "text_encoder": frozenset({"text_encoder"}),
-    "text_encoder_2": frozenset({"text_encoder_2"}),
-    "unet": frozenset({"unet"}),
-    "vae_encoder": frozenset({"vae"}),
-    "vae_decoder": frozenset({"vae"}),
+# Whose weights a network of the repository has, by the end of its name.
+COMPONENTS: Mapping[str, str] = {
+    "text_encoder": "text_encoder",
+    "text_encoder_2": "text_encoder_2",
+    "unet": "unet",
+    "vae_encoder": "vae",
+    "vae_decoder": "vae",
+}
+# The same of the graphs without weights of their own.
+_OF_TEMPLATES: Mapping[str, frozenset[str]] = {
     "unet_control": frozenset({"unet", "controlnet"}),
     "unet_ip": frozenset({"unet", "ip_adapter"}),
     "ip_projection": frozenset({"ip_adapter"}),
     "ip_projection_plus": frozenset({"ip_adapter"}),
 }
+_CHANGING = {**{name: frozenset({component}) for name, component in COMPONENTS.items()}, **_OF_TEMPLATES}
 
 
 def variants(engine: str, specs: Iterable[Spec], parts: Iterable[Part]) -> Mapping[str, Variant]:
@@ -66,7 +70,7 @@ def variants(engine: str, specs: Iterable[Spec], parts: Iterable[Part]) -> Mappi
     ordered = sorted(parts, key=lambda part: (_ORDER[part.kind], part.sha256))
     found = {}
     for spec in specs:
-        components = _COMPONENTS.get(spec.name.removeprefix(f"{engine}_"), frozenset())
+        components = _CHANGING.get(spec.name.removeprefix(f"{engine}_"), frozenset())
         its_own = tuple(part for part in ordered if part.components & components)
         if its_own:
             found[spec.name] = Variant(spec, its_own)

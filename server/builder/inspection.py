@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from server.adapters.weights import COMPONENTS
 from server.assets.asset import AssetType, BadAsset, Facts
 from server.builder.adapter import expect_controlnet, expect_ip_adapter, preprocessor, projection
 from server.builder.lora import is_lora, read_lora
 from server.builder.reading import READABLE, BadFile, Tensors, some, to_half
-from server.builder.shapes import COMPONENTS, EngineShapes, Misfit, Shapes, read_shapes
+from server.builder.shapes import EngineShapes, Misfit, Shapes, read_shapes
 from server.builder.single_file import find
 
 __all__ = ["Shapes", "inspect", "read_shapes"]

@@ -8,21 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server import protobuf
+from server.adapters.weights import COMPONENTS
 from server.builder.reading import READABLE, BadFile, Tensors
 from server.families.card import Card
 
 Shape = tuple[int, ...]
 WEIGHTS = "weights.safetensors"  # beside a graph
 
-# Where an engine's tensors belong, by the end of its name. A template names the owner in front of each tensor.
-COMPONENTS: Mapping[str, str] = {
-    "text_encoder": "text_encoder",
-    "text_encoder_2": "text_encoder_2",
-    "unet": "unet",
-    "vae_encoder": "vae",
-    "vae_decoder": "vae",
-}
-# Templates: the component that the adapter's own tensors are of.
+# Templates: the component that the adapter's own tensors are of. A template names the owner in front of each tensor.
 TEMPLATES: Mapping[str, str] = {
     "unet_control": "controlnet",
     "unet_ip": "ip_adapter",

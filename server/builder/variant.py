@@ -22,12 +22,12 @@ from pathlib import Path
 import onnx
 from safetensors.numpy import load_file, save_file
 
-from server.adapters.weights import Kind
+from server.adapters.weights import COMPONENTS, Kind
 from server.builder.adapter import expect_controlnet, expect_ip_adapter
 from server.builder.lora import read_lora
 from server.builder.merge import Addition, Half, Job, Place, merge, write
 from server.builder.reading import BadFile, Tensors
-from server.builder.shapes import COMPONENTS, TEMPLATES, WEIGHTS, EngineShapes, Misfit, Shape, engine_shapes, plain
+from server.builder.shapes import TEMPLATES, WEIGHTS, EngineShapes, Misfit, Shape, engine_shapes, plain
 from server.builder.single_file import Piece, find
 
 MOST_PARTS = 32

@@ -324,6 +324,11 @@ UNFIT: dict[str, tuple[File, str]] = {
     "another width": ({**GOOD, DOWN: ones(2, 17)}, "of [16, 16], the file changes [16, 17]"),
     "two ranks": ({**GOOD, DOWN: ones(3, 16)}, "a shape that its factors do not give"),
     "rank 10,000": ({DOWN: ones(10_000, 16), UP: ones(16, 10_000)}, f"rank 10000 at {Q}; at most 1024"),
+    "rank 10,000 in front of a small one": (
+        {f"{KOHYA}.lokr_w1_a": ones(4, 10_000), f"{KOHYA}.lokr_w1_b": ones(10_000, 4)}
+        | {f"{KOHYA}.lokr_w2_a": ones(4, 2), f"{KOHYA}.lokr_w2_b": ones(2, 4)},
+        f"rank 10000 at {Q}; at most 1024",
+    ),
     "two spellings of one": (
         {**GOOD, f"{KOHYA}.lora_down.weight": GOOD[DOWN], f"{KOHYA}.lora_up.weight": GOOD[UP]},
         "twice, under two names",

@@ -17,8 +17,9 @@ from diffusers.loaders.single_file_utils import (
 from safetensors.numpy import load_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
+from server.adapters.weights import COMPONENTS
 from server.builder.reading import Tensors
-from server.builder.shapes import COMPONENTS, Misfit, plain
+from server.builder.shapes import Misfit, plain
 from server.builder.single_file import Found, find, original_unet
 from server.engines.port import Array
 
