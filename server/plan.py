@@ -11,7 +11,7 @@ from functools import cached_property
 from server.adapters.control import Control, NoControl
 from server.adapters.ip_adapter import ImagePrompt, NoImagePrompt
 from server.adapters.names import AdapterNames
-from server.adapters.transfer import Marked, Transfer
+from server.adapters.transfer import Marked, Transfer, text_only
 from server.adapters.weights import Part, Variant, variants
 from server.canvas import FromNoise, FromPicture, Inpainting
 from server.catalog import Engine
@@ -140,6 +140,19 @@ class Plan:
         networks = (*self.engine.specs, *self.engine.templates)
         ran = [spec for spec in networks if spec.name in self.executions]
         return variants(self.engine.card.name, ran, self.parts)
+
+    @property
+    def idle_parts(self) -> tuple[Part, ...]:
+        """Weights of networks that do not run: of a UNet for whose evaluations a refiner or an early stop leaves no
+        room."""
+        used = {part for variant in self.variants.values() for part in variant.parts}
+        return tuple(part for part in self.parts if part not in used)
+
+    @property
+    def shows_transfers(self) -> bool:
+        """Whether any evaluation is told of transfer images: the first ones and a refiner's are not."""
+        first = text_only(self.sampler.evaluations(self.walked))
+        return len(self.transfers) > 0 and self.sampler.evaluations(self.base_steps) > first
 
     def rows(self, text: Text) -> tuple[Prompt, ...]:
         """Of a text: (negative, positive) where guidance is on, else (positive,)."""

@@ -5,7 +5,9 @@ Everything wrong with a request is found in one go, one thing a field. What is a
 """
 
 import secrets
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from mediagen.v1 import image_pb2 as pb
 
@@ -29,6 +31,7 @@ from server.canvas import (
 from server.catalog import Catalog, Engine
 from server.engines.port import Array
 from server.families.base import Size
+from server.families.sdxl import SdxlCard
 from server.fields import unmet, unserved
 from server.images import BadImage, decode, decode_mask
 from server.pictures import JPEG, PNG
@@ -100,7 +103,7 @@ def plan(request: pb.GenerateRequest, catalog: Catalog, shelf: Shelf = NO_ASSETS
         adapters.transfers,
     )
     refined = "use_refiner" not in engine.refuses and bool(number(request, "use_refiner"))
-    return Plan(
+    made = Plan(
         engine=engine,
         prompt=wording.prompt,
         prompt_2=wording.prompt_2,
@@ -132,6 +135,7 @@ def plan(request: pb.GenerateRequest, catalog: Catalog, shelf: Shelf = NO_ASSETS
         adapters=adapters.names,
         notices=(*reading.notices, *_unused(request, guidance_scale)),
     )
+    return replace(made, notices=(*made.notices, *_idle(made))) if made.parts or made.transfers else made
 
 
 def _texts(request: pb.GenerateRequest) -> Iterator[Violation]:
@@ -167,6 +171,27 @@ def _unused(request: pb.GenerateRequest, guidance_scale: float) -> Iterator[str]
     for field in ("negative_prompt", "negative_prompt_2"):
         if guidance_scale <= UNGUIDED and getattr(request, field):
             yield f"{field} was not used: it has no part at a cfg_scale of {UNGUIDED:g} or below"
+
+
+_FIELDS = {  # by the kind of a part
+    "checkpoint": "checkpoint",
+    "vae": "vae",
+    "lora": "loras",
+    "controlnet": "controlnet",
+    "ip_adapter": "ip_adapter_image",
+}
+
+
+def _idle(made: Plan) -> Iterator[str]:
+    """What was asked for and is for networks that do not run: see `Plan.idle_parts`."""
+    card = made.engine.card
+    brought = card.transfer_lora if isinstance(card, SdxlCard) else ""  # by transfer images, not by name
+    idle = [_FIELDS[part.kind] for part in made.idle_parts if part.kind != "lora" or part.sha256 != brought]
+    for field, count in Counter(idle).items():
+        which = f"{count} of them" if field == "loras" else "it"
+        yield f"{field}: {which} did nothing: no network that has a part in this picture is changed"
+    if made.transfers and not made.shows_transfers:
+        yield "transfer_images did nothing: the base model's evaluations are too few, the first ones go by text alone"
 
 
 def positive_texts(request: pb.GenerateRequest) -> Mapping[str, str]:

@@ -360,6 +360,26 @@ def test_inversions_have_so_many_vectors_together(
     assert told == {"textual_inversions": "2 vectors together; at most 1 are allowed"}
 
 
+def test_what_changes_no_network_that_runs_is_told(engines: Catalog, shelf: Drawer) -> None:
+    """A refiner that does all of it, an end before the first evaluation, pictures from the second evaluation on."""
+    guided = sd15(controlnet="edges", controlnet_image=picture(), loras={"sepia": 1.0})
+    for early_stop, told in ((0.0, ("controlnet",)), (1.0, ())):
+        guided.controlnet_early_stop = early_stop
+        assert tuple(notice.partition(":")[0] for notice in plan(guided, engines, shelf).notices) == told
+    shown = {"transfer_images": transferred("green", picture())}
+    for share, fields, told in (
+        (0.0, shown, ("transfer_images did nothing",)),
+        (0.0, {"loras": {"neon": 1.0}}, ("loras: 1 of them did nothing",)),
+        (0.0, {"ip_adapter_image": picture()}, ("ip_adapter_image: it did nothing",)),
+        (0.5, shown | {"loras": {"neon": 1.0}}, ()),
+        (0.5, shown | {"steps": 1}, ("transfer_images did nothing",)),
+    ):
+        made = plan(sdxl(high_noise_frac=share, use_refiner=True, **fields), engines, shelf)
+        assert [notice.startswith(start) for notice, start in zip(made.notices, told, strict=True)] == [True] * len(
+            told
+        )
+
+
 def test_the_file_tells_what_draws_its_picture_again(engines: Catalog, shelf: Drawer) -> None:
     request = sd15(
         checkpoint="paper",

@@ -5,8 +5,7 @@ from both encoders, are fused with what the pictures' encoder says of them. The 
 read the text without the trigger word.
 
 Source: Li et al., "PhotoMaker: Customizing Realistic Human Photos via Stacked ID Embedding" (2023), its first version.
-Ours are several trigger words in one prompt, and the pooled state throughout: PhotoMaker's pipeline changes it with the
-others. As in ComfyUI a weight acts on the text's states, before they are fused.
+Ours are several trigger words in one prompt. As in ComfyUI a weight acts on the text's states, before they are fused.
 """
 
 from __future__ import annotations
