@@ -1,13 +1,14 @@
 """Bytes that arrive, from the first to the verdict. Knows neither gRPC nor HTTP: chunks come from whoever has them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Self, TypeVar
+from typing import Self
 
+from server.assets.aside import nothing, to_its_end
 from server.assets.asset import Asset, AssetState, BadAsset
 from server.assets.faults import (
     AssetFault,
@@ -30,8 +31,6 @@ PIECE_BYTES = 2**20  # written at once
 SILENCE_SECONDS = 60.0  # after which a sender is taken for gone
 UNDER_WAY = 16  # uploads at a time: each has up to a piece in memory
 LOOKING = 2  # files that are looked at at the same time: each takes a core
-
-T = TypeVar("T")
 
 
 class Upload:
@@ -147,20 +146,20 @@ class Uploads:
     async def complete(self, id: str) -> Asset:
         """The verdict on what is here. Raises what `Upload` and its end do, and `TooManyUploads`."""
         with self._place():
-            upload = await _to_its_end(partial(Upload, self._library, id, None), Upload.close)
+            upload = await to_its_end(partial(Upload, self._library, id, None), Upload.close)
         return await self.finish(upload)
 
     async def _receive(self, id: str, offset: int, chunks: AsyncIterator[bytes], size_bytes: int | None) -> Upload:
-        upload = await _to_its_end(partial(Upload, self._library, id, offset, size_bytes), Upload.close)
+        upload = await to_its_end(partial(Upload, self._library, id, offset, size_bytes), Upload.close)
         waiting = bytearray()
         try:
             async for chunk in _spoken(chunks):
                 waiting += chunk
                 if len(waiting) >= PIECE_BYTES:
                     piece, waiting = bytes(waiting), bytearray()
-                    await _to_its_end(partial(upload.write, piece), _nothing)
+                    await to_its_end(partial(upload.write, piece), nothing)
             piece, waiting = bytes(waiting), bytearray()
-            await _to_its_end(partial(upload.write, piece), _nothing)
+            await to_its_end(partial(upload.write, piece), nothing)
         except BaseException as error:
             with upload:
                 if not isinstance(error, AssetFault) or isinstance(error, Stalled):
@@ -191,22 +190,6 @@ class Uploads:
     def close(self) -> None:
         """Waits for the verdicts under way; files that nobody looked at are looked at when they are asked for again."""
         self._lookers.shutdown(cancel_futures=True)
-
-
-async def _to_its_end(work: Callable[[], T], undo: Callable[[T], object]) -> T:
-    """In a thread, and never left half: who is cancelled meanwhile waits for it, and undoes what it made."""
-    working = asyncio.ensure_future(asyncio.to_thread(work))
-    try:
-        return await asyncio.shield(working)
-    except asyncio.CancelledError:
-        await asyncio.wait([working])
-        if working.exception() is None:
-            undo(working.result())
-        raise
-
-
-def _nothing(made: object) -> None:
-    """There is nothing to undo."""
 
 
 async def _spoken(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

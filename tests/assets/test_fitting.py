@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import pytest
 from assets.conftest import BUDGET, bring, looked_at
 from conftest import HANG_SECONDS
 
+from server.assets import opened as opening
 from server.assets.asset import AssetState, AssetType, BadAsset, Facts
 from server.assets.fitting import fit_again
 from server.assets.library import Library
-from server.assets.opened import Looking, opened
+from server.assets.opened import Looking, Opened, opened
 
 NEVER = threading.Event()
 
@@ -95,3 +97,27 @@ async def test_the_service_starts_at_once_and_what_was_brought_follows_its_engin
     library = Library(folder, looked_at, BUDGET)  # leaving waited for the file that was looked at
     assert library.get("ann", "style").facts.engines == ("new",)
     library.close()
+
+
+async def test_services_that_share_a_folder_do_not_remove_what_is_of_the_others_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(opening, "ASK_SECONDS", 0.01)
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.safetensors").write_bytes(name.encode())
+
+    def there(made: Opened) -> list[str]:
+        return made.library.shelf("ann").names(AssetType.LORA)
+
+    folder, looking = tmp_path / "library", Looking(looked_at, lambda path: AssetType.LORA, "a")
+    async with AsyncExitStack() as one, AsyncExitStack() as other:
+        await one.enter_async_context(opened(folder, BUDGET, tmp_path / "first", looking))
+        assert "another service" not in caplog.text
+        made = await other.enter_async_context(opened(folder, BUDGET, tmp_path / "second", looking))
+        assert "another service" in caplog.text
+        assert there(made) == ["first"]
+        await one.aclose()
+        async with asyncio.timeout(HANG_SECONDS):
+            while there(made) != ["second"]:  # noqa: ASYNC110  # nobody tells of it
+                await asyncio.sleep(0.01)
