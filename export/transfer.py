@@ -21,10 +21,10 @@ from transformers import CLIPVisionConfig
 from export import ExportError, parity, photomaker
 from export.recipes import Axis, EngineRecipe, normal
 from export.repository import Progress, all_or_nothing, render
-from server.families import sdxl
+from server.families import sdxl_networks
 from server.families.card import read_card
 from server.families.parts import MAX_ROWS
-from server.families.sdxl import SdxlCard
+from server.families.sdxl_networks import SdxlCard
 
 # CLIP ViT-L/14 with the projections of PhotoMaker v1 (VISION_CONFIG_DICT in its model.py)
 PUBLISHED = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24}
@@ -84,7 +84,7 @@ def export(file: Path, config: Path | None, engine: str, repository: Path, progr
     except (pickle.UnpicklingError, KeyError, RuntimeError, TypeError, AttributeError, EOFError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ExportError(f"{file} is no PhotoMaker v1 file of this shape: {reason}; --config names another") from error
-    width = sdxl.states_width(card)
+    width = sdxl_networks.states_width(card)
     found = vision.projection_dim + encoder.visual_projection_2.out_features
     if found != width:
         raise ExportError(f"{file} makes identities of {found} channels, {engine}'s text states have {width}")
@@ -124,7 +124,7 @@ def _recipes(card: SdxlCard, encoder: photomaker.IdEncoder) -> tuple[tuple[Engin
     return (
         (
             EngineRecipe(
-                spec=sdxl.transfer_encoder(card),
+                spec=sdxl_networks.transfer_encoder(card),
                 component="",
                 wrap=_Encoder,
                 axes={"rows": Axis(multiple=1, most=MAX_ROWS)},
@@ -137,7 +137,7 @@ def _recipes(card: SdxlCard, encoder: photomaker.IdEncoder) -> tuple[tuple[Engin
         ),
         (
             EngineRecipe(
-                spec=sdxl.transfer_fusion(card),
+                spec=sdxl_networks.transfer_fusion(card),
                 component="",
                 wrap=_Fusion,
                 axes={"rows": Axis(multiple=1, most=MAX_ROWS)},

@@ -31,7 +31,7 @@ from server.canvas import (
 from server.catalog import Catalog, Engine
 from server.engines.port import Array
 from server.families.base import Size
-from server.families.sdxl import SdxlCard
+from server.families.sdxl_networks import SdxlCard
 from server.fields import unmet, unserved
 from server.images import BadImage, decode, decode_mask
 from server.pictures import JPEG, PNG

@@ -22,7 +22,7 @@ from mediagen.v1 import image_pb2 as pb
 
 from server.catalog import Catalog, read_catalog
 from server.engines.port import Spec
-from server.families.sdxl import SdxlCard
+from server.families.sdxl_networks import SdxlCard
 from server.levels import Scheduler
 from server.scheduler import StepScheduler
 

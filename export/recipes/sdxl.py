@@ -29,10 +29,10 @@ from export.recipes.control import Controlled, check_config, control_recipe
 from export.recipes.image_prompt import Prompted
 from export.scheduler import trained_scheduler
 from export.wrappers import PenultimateStates, PenultimateStatesAndPooled, VaeDecoder
-from server.families import sdxl
+from server.families import sdxl, sdxl_networks
 from server.families.adapted import image_encoders
 from server.families.parts import CLIP_TOKENS, MAX_ROWS, MEGAPIXEL_SIZES
-from server.families.sdxl import BASE_TIME_IDS, REFINER_TIME_IDS, SdxlCard
+from server.families.sdxl_networks import BASE_TIME_IDS, REFINER_TIME_IDS, SdxlCard
 
 FAMILY = "sdxl"
 COMPONENTS: Mapping[str, type] = {
@@ -104,15 +104,15 @@ class _Prompted(Prompted):
 
 def templates(checkpoint: Checkpoint, card: SdxlCard) -> tuple[TemplateRecipe, ...]:
     """Those of `sdxl.FAMILY.templates(card)`."""
-    (unet,) = (recipe for recipe in recipes(checkpoint, card) if recipe.spec == sdxl.unet(card))
+    (unet,) = (recipe for recipe in recipes(checkpoint, card) if recipe.spec == sdxl_networks.unet(card))
     specs = {spec.name.removeprefix(f"{card.name}_"): spec for spec in sdxl.FAMILY.templates(card)}
     control = control_recipe(specs["unet_control"], unet, _Control, card, checkpoint)
     return (control, *image_prompt.recipes(specs, unet, _Prompted, card, checkpoint))
 
 
 def recipes(checkpoint: Checkpoint, card: SdxlCard) -> tuple[EngineRecipe, ...]:
-    """The engines of `sdxl.engines(card)` that come out of the checkpoint: all but those for transfer images."""
-    specs = {spec.name.removeprefix(f"{card.name}_"): spec for spec in sdxl.engines(card)}
+    """Those of `sdxl_networks.engines(card)` that come out of the checkpoint: all but those for transfer images."""
+    specs = {spec.name.removeprefix(f"{card.name}_"): spec for spec in sdxl_networks.engines(card)}
     halvings = _multiple(checkpoint.config("unet"))
     text = [
         clip_text_recipe(

@@ -19,7 +19,7 @@ from server.catalog import Engine
 from server.clip import normalised
 from server.engines.port import Array
 from server.families.adapted import AdaptedCard
-from server.families.sdxl import SdxlCard
+from server.families.sdxl_networks import SdxlCard
 from server.images import decode_mask
 from server.violations import quoted
 

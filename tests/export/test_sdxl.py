@@ -18,7 +18,7 @@ from export.recipes import EngineRecipe, examples, sdxl
 from export.tokenizer import write_tokenizer
 from export.weights import load_component, stored_tensors, write_weights
 from server.engines import openvino_runtime
-from server.families.sdxl import SdxlCard
+from server.families.sdxl_networks import SdxlCard
 from server.levels import Scheduler
 from server.prompts.weights import parse
 from server.tokenizer import TextTokenizer
