@@ -13,6 +13,7 @@ from typing import IO
 
 from server.assets.aside import nothing, to_its_end
 from server.assets.deployment import Recognise, bring_in
+from server.assets.faults import LibraryFull
 from server.assets.fitting import fit_again
 from server.assets.library import Inspect, Library
 from server.assets.mending import recover, sweep
@@ -49,10 +50,13 @@ class Opened:
 async def opened(folder: Path, budget: int, own: Path, looking: Looking) -> AsyncIterator[Opened]:
     """The library in `folder` with the deployment's `own` files in it; what callers brought is looked at again in a
     thread, where the engines are others. Where another service has the folder open, both are done once it has ended.
-    Raises `OSError` for a folder that is of no use, `LibraryFull`."""
-    library = Library(folder, looking.inspect, budget, against=looking.engines)
+    Raises `ValueError` for a folder that is of no use."""
     try:
-        await asyncio.to_thread(recover, library)
+        library = Library(folder, looking.inspect, budget, against=looking.engines)
+    except OSError as error:
+        raise ValueError(f"MEDIAGEN_ASSETS is {folder}, which is of no use: {error}") from error
+    try:
+        await _recover(library)
         with (folder / "lock").open("w") as lock:  # the kernel lets go of it, however a process ends
             if _locks(lock):
                 await _bring_in(library, own, looking)
@@ -82,6 +86,13 @@ def _locks(lock: IO[str]) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+async def _recover(library: Library) -> None:
+    try:
+        await to_its_end(partial(recover, library), nothing)
+    except LibraryFull as full:  # pictures are drawn all the same, and the next sweep or start may do better
+        log.error("the asset library was not put in order: %s", full)
 
 
 async def _bring_in(library: Library, own: Path, looking: Looking) -> None:

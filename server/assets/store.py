@@ -83,7 +83,8 @@ class Store:
             if version not in (0, _VERSION):
                 raise OSError(f"{file} is of another version of this service ({version}, not {_VERSION})")
             self._connection.executescript(_SCHEMA)
-            self._connection.execute(f"PRAGMA user_version = {_VERSION}")
+            if version == 0:  # otherwise nothing is written, so that a full disk can be opened
+                self._connection.execute(f"PRAGMA user_version = {_VERSION}")
         except sqlite3.Error as error:
             raise OSError(f"{file} cannot be opened as a database: {error}") from error
 

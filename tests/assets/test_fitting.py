@@ -1,13 +1,14 @@
 """What callers brought follows the engines that a deployment has."""
 
 import asyncio
+import resource
 import threading
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from assets.conftest import BUDGET, bring, looked_at
+from assets.conftest import BUDGET, bring, described, looked_at
 from conftest import HANG_SECONDS
 
 from server.assets import opened as opening
@@ -17,6 +18,7 @@ from server.assets.library import Library
 from server.assets.opened import Looking, Opened, opened
 
 NEVER = threading.Event()
+FULL = 2**15  # bytes of SQLite's index of what is written: it has room, and no row more
 
 
 def fits_none(path: Path, type: AssetType) -> Facts:
@@ -121,3 +123,27 @@ async def test_services_that_share_a_folder_do_not_remove_what_is_of_the_others_
         async with asyncio.timeout(HANG_SECONDS):
             while there(made) != ["second"]:  # noqa: ASYNC110  # nobody tells of it
                 await asyncio.sleep(0.01)
+
+
+async def test_a_folder_that_is_no_library_is_told_by_its_setting(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ValueError, match=r"MEDIAGEN_ASSETS is .*/file, which is of no use"):
+        async with opened(tmp_path / "file", BUDGET, tmp_path, Looking(looked_at, lambda path: AssetType.LORA, "a")):
+            pass
+
+
+async def test_a_full_disk_keeps_no_service_from_its_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    library = Library(tmp_path, looked_at, BUDGET)
+    library.shelf("ann").path(bring(library, b"1")).unlink()  # to be told of at the start: a row to be written
+    while (tmp_path / "assets.sqlite-wal").stat().st_size <= FULL:
+        library.describe("ann", described(b"1", "another"))
+        library.delete("ann", "another")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FULL, before[1]))
+    try:
+        async with opened(tmp_path, BUDGET, tmp_path / "own", Looking(looked_at, lambda path: AssetType.LORA, "a")):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        library.close()
+    assert "the asset library was not put in order" in caplog.text
