@@ -23,7 +23,7 @@ ARROWS: Mapping[str, frozenset[str]] = {
         "server.explain": "server.engines server.meter server.plan",
         "server.assets": "server.violations",
         "server.variants": "server.adapters server.builder server.engines server.families",
-        "server.builder": "server.adapters server.assets server.families server.protobuf",
+        "server.builder": "server.adapters server.assets server.families server.initializers",
         "server.prompt_filter": "",
         "server.http": "server.assets server.bounds server.fields server.plan server.prompt_filter server.prompts "
         "server.request server.rpc server.samplers server.violations",
@@ -59,7 +59,8 @@ ARROWS: Mapping[str, frozenset[str]] = {
         "server.tokenizer": "server.prompts",
         "server.prompts": "",
         "server.noise": "",
-        "server.engines": "server.protobuf",
+        "server.engines": "server.initializers",
+        "server.initializers": "server.protobuf",
         "server.protobuf": "",
     }.items()
 }

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from server import protobuf
 from server.adapters.weights import COMPONENTS
 from server.builder.reading import READABLE, BadFile, Tensors
 from server.families.card import Card
+from server.initializers import initializers
 
 Shape = tuple[int, ...]
 WEIGHTS = "weights.safetensors"  # beside a graph
@@ -79,21 +79,12 @@ def _own(name: str) -> bool:
     return not name.startswith("unet/")
 
 
-# Of onnx.proto3, whose numbers do not change.
-_GRAPH, _INITIALIZER, _DIMS, _NAME, _EXTERNAL = 7, 5, 1, 8, 13
-
-
 def graph_tensors(version: Path) -> Sequence[tuple[str, Shape]]:
     """The tensors that a graph has in files beside it. Raises `ValueError` when it cannot be read."""
     model = version / "model.onnx"
     try:
-        (graph,) = protobuf.fields(memoryview(model.read_bytes()), _GRAPH)
-        return [
-            (str(next(protobuf.fields(tensor, _NAME)), "utf-8"), tuple(protobuf.numbers(tensor, _DIMS)))
-            for tensor in protobuf.fields(graph, _INITIALIZER)
-            if next(protobuf.fields(tensor, _EXTERNAL), None) is not None
-        ]
-    except (OSError, ValueError, IndexError, StopIteration) as error:
+        return [(tensor.name, tensor.shape) for tensor in initializers(model) if tensor.beside]
+    except (OSError, ValueError) as error:
         raise ValueError(f"{model} is not a graph of an engine: export the checkpoint again") from error
 
 

@@ -7,7 +7,7 @@ import json
 import math
 from pathlib import Path
 
-from server.protobuf import fields
+from server.initializers import initializers
 
 # Measured on engines of 2 to 200 MiB of fp16 weights in the embedded Triton (proportional set size of an engine's
 # process): OpenVINO holds float32 weights twice, as read and as packed for its kernels. 105 million parameters took 876
@@ -41,8 +41,6 @@ def _parameters(path: Path) -> int:
         return 0
 
 
-# Of onnx.proto3, which changes no number; onnx itself is too large to be had for this.
-_GRAPH, _INITIALIZER, _EXTERNAL_DATA, _KEY, _VALUE = 7, 5, 13, 1, 2
 _STORED_BYTES = 2  # of a number: every engine's weights are stored in half precision beside the graph
 _WITHIN_BYTES = 4  # within it they are what they are computed in
 _SMALL_BYTES = 4096  # names, shapes, constants
@@ -53,18 +51,11 @@ def _named(model: Path) -> int | None:
     a half each, a variant's graph names the tensors that replace others instead of those. What is large within the
     graph counts, too: somebody's own network may have all of its weights there. None: it cannot be read."""
     try:
-        (graph,) = fields(memoryview(model.read_bytes()), _GRAPH)
-        tensors = tuple(fields(graph, _INITIALIZER))
-        lengths = [
-            int(bytes(value))
-            for tensor in tensors
-            for entry in fields(tensor, _EXTERNAL_DATA)
-            for key, value in zip(fields(entry, _KEY), fields(entry, _VALUE), strict=True)
-            if bytes(key) == b"length"
-        ]
-        within = sum(len(tensor) for tensor in tensors if len(tensor) > _SMALL_BYTES)
-        return sum(lengths) // _STORED_BYTES + within // _WITHIN_BYTES
-    except (OSError, ValueError, IndexError):
+        tensors = initializers(model)
+        beside = sum(int(tensor.beside.get("length", 0)) for tensor in tensors)
+        within = sum(tensor.stored for tensor in tensors if tensor.stored > _SMALL_BYTES)
+        return beside // _STORED_BYTES + within // _WITHIN_BYTES
+    except (OSError, ValueError):
         return None
 
 
