@@ -23,6 +23,9 @@ from server.builder.shapes import EngineShapes, Misfit, Shape, squeezed
 from server.builder.single_file import original_unet
 
 MOST_RANK = 1024  # the largest that is published is 512
+MOST_ALPHA = 1e6  # of trainers' settings: of the order of a rank
+MOST_SETTINGS = 1 << 20  # characters of them: SDXL's modules by name, a few times over, have some 0.3 million
+_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ def read_lora(tensors: Tensors, engine: EngineShapes) -> tuple[Change, ...]:
 def _places(engine: EngineShapes) -> Mapping[str, tuple[str, str]]:
     """Every way a file may call a module -> its component, and its name there."""
     found: dict[str, tuple[str, str]] = {}
-    for component in ("unet", "text_encoder", "text_encoder_2"):
+    for component in _COMPONENTS:
         names = engine.components.get(component, {})
         spell = _unet_names(names) if component == "unet" else _text_names(component, names)
         found |= {spelled: (component, base) for spelled, base in spell}
@@ -162,22 +165,31 @@ def _text_names(component: str, names: Mapping[str, Shape]) -> Iterator[tuple[st
 class _Config:
     """PEFT's settings where a file has them: without, alpha is the rank unless a tensor says otherwise."""
 
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Mapping[str, Any]]  # by component
 
     @classmethod
     def of(cls, tensors: Tensors) -> "_Config":
-        text = tensors.metadata.get("lora_adapter_metadata")
+        text = tensors.metadata.get("lora_adapter_metadata", "{}")
+        if len(text) > MOST_SETTINGS:
+            raise Misfit(
+                f"the file's lora_adapter_metadata has {len(text)} characters; at most {MOST_SETTINGS} are read"
+            )
         try:
-            found = {} if text is None else json.loads(text)
+            found = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise Misfit("the file's lora_adapter_metadata is not JSON") from error
         if not isinstance(found, dict):
             raise Misfit("the file's lora_adapter_metadata is not a JSON object")
-        return cls(found)
+        return cls(
+            {
+                component: {name.removeprefix(f"{component}."): value for name, value in found.items()}
+                for component in _COMPONENTS
+            }
+        )
 
     def scale(self, component: str, base: str, rank: int) -> float:
         """Of a module without an alpha of its own."""
-        own = {name.removeprefix(f"{component}."): value for name, value in self.settings.items()}
+        own = self.settings[component]
         if "lora_alpha" not in own:
             return 1.0
         if own.get("use_dora"):
@@ -185,9 +197,10 @@ class _Config:
         patterns = own.get("alpha_pattern") or {}
         if not isinstance(patterns, dict):
             raise Misfit("the file's lora_adapter_metadata has an alpha_pattern that is no object")
-        matching = (value for name, value in patterns.items() if f".{base}".endswith(f".{name}"))
-        alpha = next(matching, own["lora_alpha"])
-        if type(alpha) not in (int, float) or not math.isfinite(alpha):
+        endings = (base, *(base[match.end() :] for match in re.finditer(r"\.", base)))
+        matching = [ending for ending in endings if ending in patterns]
+        alpha = patterns[min(matching, key=list(patterns).index)] if matching else own["lora_alpha"]  # the first counts
+        if type(alpha) not in (int, float) or not abs(alpha) <= MOST_ALPHA:
             raise Misfit(f"the file's lora_adapter_metadata has the alpha {told(ascii(alpha))}; it is a number")
         return float(alpha) / (math.sqrt(rank) if own.get("use_rslora") else rank)
 

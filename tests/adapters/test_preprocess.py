@@ -7,6 +7,7 @@ from scipy.ndimage import gaussian_filter
 
 from server.adapters.control import Control, preprocessor
 from server.adapters.preprocess import PREPROCESSORS, control_map, mapped, mapper
+from server.assets import rules
 from server.engines.port import Array, Spec, Tensors
 
 HEIGHT, WIDTH = 48, 64
@@ -131,3 +132,7 @@ async def test_any_other_map_is_made_by_the_deployments_engine(picture: Array) -
     made = await mapped(control, run)
     assert np.array_equal(made[..., :3], 255 - picture)
     assert (made[..., 3] == 255).all()
+
+
+def test_every_map_that_is_made_here_may_be_named_when_a_controlnet_is_brought() -> None:
+    assert set(PREPROCESSORS) <= set(rules.PREPROCESSORS)

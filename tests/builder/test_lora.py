@@ -338,6 +338,34 @@ UNFIT: dict[str, tuple[File, str]] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ("[]", "not a JSON object"),
+        ('{"a":' * 100_000, "not JSON"),
+        ('{"unet.lora_alpha": 1%s}' % ("0" * 400), "it is a number"),
+        ('{"unet.lora_alpha": NaN}', "it is a number"),
+        ('{"unet.lora_alpha": "4"}', "it is a number"),
+        ('{"unet.lora_alpha": 4, "unet.alpha_pattern": [1]}', "no object"),
+        ('{"a": "%s"}' % ("x" * (1 << 20)), "at most 1048576 are read"),
+    ],
+    ids=range(7),
+)
+def test_settings_that_are_none_are_told(tmp_path: Path, settings: str, reason: str) -> None:
+    file = saved(GOOD, tmp_path / "l.safetensors", {"lora_adapter_metadata": settings})
+    with Tensors(file) as tensors, pytest.raises(Misfit, match=reason):
+        read_lora(tensors, engine("sd15"))
+
+
+def test_of_two_settings_for_a_module_the_first_counts(tmp_path: Path) -> None:
+    for names in ((Q, "to_q"), ("to_q", Q), ("attn1.to_q", "to_q")):
+        patterns = {"o_q": 100, names[0]: 6, names[1]: 50}
+        settings = json.dumps({"unet.lora_alpha": 4, "unet.alpha_pattern": patterns})
+        file = saved(GOOD, tmp_path / "l.safetensors", {"lora_adapter_metadata": settings})
+        with Tensors(file) as tensors:
+            assert [change.scale for change in read_lora(tensors, engine("sd15"))] == [6 / 2]
+
+
 @pytest.mark.parametrize("name", UNFIT)
 def test_a_file_that_does_not_fit_as_a_whole_is_refused_by_name(tmp_path: Path, name: str) -> None:
     file, reason = UNFIT[name]
