@@ -1,7 +1,9 @@
 """Textual inversions in a request: words of its own for its texts. Knows no tokenizer and no text engine's name.
 
 Source: Gal et al., "An Image is Worth One Word: Personalizing Text-to-Image Generation using Textual Inversion" (2022);
-files as diffusers and its trainings write them.
+files as diffusers and its trainings write them. A text's sum is that of its end token whatever words it has: where a
+checkpoint's config has eos_token_id 2 (SDXL's second encoder as published), diffusers takes it at the highest id, which
+is then the word's.
 """
 
 import re
