@@ -156,23 +156,26 @@ def outlines(picture: np.ndarray, scene: Scene) -> list[bool]:
 
 
 def controlnet(checkpoint: Path, file: Path, count: int, out: Path) -> None:
-    """Maps of scenes with prompts that do not say them, with their captions, and without the ControlNet: the shares of
-    things whose outline stands where the map has it, and how far all edges agree."""
+    """Maps of scenes with prompts that do not say them and with their captions, both also without the ControlNet: the
+    shares of things whose outline stands where the map has it, and how far all edges agree."""
     net = ControlNetModel.from_config(ControlNetModel.load_config(checkpoint / "controlnet"))
     net.load_state_dict(load_file(file))
     guided, plain = artist(checkpoint, controlnet=net.float()), artist(checkpoint)
     rng, rows = random.Random(SEED), []
-    found: dict[str, list[tuple[list[bool], float]]] = {"plain": [], "neutral": [], "caption": []}
+    found: dict[str, list[tuple[list[bool], float]]] = {
+        "plain": [], "told": [], "neutral": [], "caption": []
+    }  # fmt: skip
     for number in range(count):
         scene = sample(rng)
         while len(scene.things) < 2:
             scene = sample(rng)
         map_, words = edges(render(scene, plain.side, plain.side)), NEUTRAL[number % len(NEUTRAL)]
-        image = Image.fromarray(map_)
+        image, said = Image.fromarray(map_), caption(scene, rng)
         drawn = {
             "plain": plain.draw(words, number),
+            "told": plain.draw(said, number),
             "neutral": guided.draw(words, number, image=image),
-            "caption": guided.draw(caption(scene, rng), number, image=image),
+            "caption": guided.draw(said, number, image=image),
         }
         for name, picture in drawn.items():
             found[name].append((outlines(picture, scene), _agree(map_[..., 0], edges(picture)[..., 0])))
