@@ -13,18 +13,19 @@ from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from server.catalog import Catalog, read_catalog
+from server.clip import normalised
 from server.engines.port import EngineFault, Spec, Tensors
 from server.families.base import Run
 from server.pipeline import Finished, Picture, generate
 from server.request import plan
 from server.safety import (
     LEAST_MARGIN,
+    SIDE,
     NotChecked,
     Passed,
     Removed,
     Safety,
     Verdict,
-    normalised,
     safety_checker,
     verdict,
     with_checker,
@@ -38,7 +39,7 @@ def test_the_classifier_is_shown_what_transformers_would_show_it(size: tuple[int
     coarse = Image.fromarray(random.randint(0, 256, (24, 16, 3)).astype(np.uint8))
     pixels = np.asarray(coarse.resize(size, Image.Resampling.BILINEAR))
     expected = CLIPImageProcessorPil()(Image.fromarray(pixels), return_tensors="np")["pixel_values"][0]
-    found = normalised(pixels)
+    found = normalised(pixels, SIDE)
     assert found.dtype == np.float32
     assert found.shape == (3, 224, 224)
     assert np.abs(found - expected).max() < 1e-5
