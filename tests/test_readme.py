@@ -116,7 +116,9 @@ def test_the_settings_table_has_every_variable_with_its_default() -> None:
         assert rows[name] == f"`{value}`"
 
 
-@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/adapters.md", "model_repository/README.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/adapters.md", "model_repository/README.md"]
+)
 def test_links_lead_to_files_that_are_there(page: str) -> None:
     text = (ROOT / page).read_text()
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]

@@ -83,7 +83,9 @@ async def test_the_states_given_stay_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(("evaluations", "expected"), [(1, 1), (4, 1), (5, 2), (10, 3), (30, 7), (50, 11)])
-def test_the_first_fifth_of_the_evaluations_and_one_more_are_told_of_no_picture(evaluations: int, expected: int) -> None:
+def test_the_first_fifth_of_the_evaluations_and_one_more_are_told_of_no_picture(
+    evaluations: int, expected: int
+) -> None:
     assert text_only(evaluations) == expected
 
 
