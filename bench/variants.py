@@ -1,17 +1,20 @@
 """`python -m bench.variants`: what a set of weights costs at its first use, at its next, after a restart, and a step.
 
 Draws with the demo assets on the default checkpoint; every set of them is used for the first time once. Pictures are
-compared on the way: a set draws what it drew before, and none what none did.
+compared on the way: a set should draw what it drew before, and none what none did; a line tells where not.
 """
 
 import argparse
 import statistics
 import tempfile
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 from mediagen.client import Client
 from mediagen.v1 import image_pb2 as pb
+from PIL import Image
 
 from bench.caller import measured_request
 from bench.gateway import gateway, load
@@ -33,12 +36,15 @@ class _Album:
         self._pictures: dict[str, bytes] = {}
 
     def draw(self, client: Client, name: str, steps: int) -> pb.GenerateResponse:
-        """Raises `AssertionError` for another picture than before."""
+        """Tells by how many levels a picture differs from what it was before."""
         request = measured_request(steps)
         request.MergeFrom(_SETS.get(name, pb.GenerateRequest()))
         reply = client.generate(request)
         first = self._pictures.setdefault(f"{name} {steps}", reply.images[0].data)
-        assert reply.images[0].data == first, f"{name} draws otherwise"
+        if reply.images[0].data != first:
+            before, now = (np.asarray(Image.open(BytesIO(file)), np.int16) for file in (first, reply.images[0].data))
+            levels = abs(before - now)
+            print(f"{name} draws otherwise: {(levels > 0).mean():.2%} of the values, by {levels.max()} levels at most")
         return reply
 
 
