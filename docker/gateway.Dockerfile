@@ -22,6 +22,7 @@ ENV PATH=/opt/mediagen/bin:$PATH \
     MEDIAGEN_MODEL_REPOSITORY=/models \
     MEDIAGEN_CACHE=/var/cache/mediagen \
     MEDIAGEN_ASSETS=/var/lib/mediagen/assets
+VOLUME /var/lib/mediagen
 USER mediagen
 EXPOSE 50051 50080
 STOPSIGNAL SIGTERM
