@@ -79,8 +79,8 @@ def read_adapters(
         names=AdapterNames(
             checkpoint=request.checkpoint,
             vae=request.vae,
-            loras=dict(request.loras),
-            textual_inversions=dict(request.textual_inversions),
+            loras=dict(sorted(request.loras.items())),
+            textual_inversions=dict(sorted(request.textual_inversions.items())),
             controlnet=request.controlnet,
             ip_adapter=ip_adapter,
         ),
