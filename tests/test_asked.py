@@ -149,6 +149,13 @@ def test_old_callers_names_have_their_owner_before_them(engines: Catalog, shelf:
     assert "loras[somebody:blueprint]" in wrong(sd15(loras={"somebody:blueprint": 1.0}), engines, shelf)
 
 
+def test_a_file_names_its_adapters_in_one_order(engines: Catalog, shelf: Drawer) -> None:
+    """A map of the interface has another order in every process."""
+    names = ["blueprint", "id-of-blueprint", "id-of-sepia", "octoai:blueprint", "octoai:sepia", "sepia"]
+    made = plan(sd15(loras=dict.fromkeys(reversed(names), 0.1)), engines, shelf)
+    assert list(made.adapters.loras) == names
+
+
 def test_a_lora_without_weight_is_none(engines: Catalog, shelf: Drawer) -> None:
     assert plan(sd15(loras={"blueprint": 0.0}), engines, shelf).variants == {}
 
