@@ -36,7 +36,7 @@ class Above:
 
 @dataclass(frozen=True)
 class AtLeast:
-    """The bound is allowed, and whatever is larger."""
+    """The bound is allowed, and whatever is larger: for whole numbers, a float may be infinite."""
 
     least: float
 
@@ -52,6 +52,7 @@ def _shown(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.15g}"
 
 
+CONTROL_SCALE = Within(0, 100)  # a map that says all has 1; so much more overflows in the end
 check_seed = Within(0, SEEDS - 1)
 NUMBERS: Mapping[str, Bounds] = {  # the same on every engine and with every sampler
     "cfg_scale": Above(0, 50),
@@ -59,7 +60,7 @@ NUMBERS: Mapping[str, Bounds] = {  # the same on every engine and with every sam
     "strength": Above(0, 1),
     "inpaint_full_res_padding": AtLeast(0),
     "high_noise_frac": Within(0, 1),
-    "controlnet_conditioning_scale": AtLeast(0),
+    "controlnet_conditioning_scale": CONTROL_SCALE,
     "controlnet_early_stop": Within(0, 1),
     "ip_adapter_scale": Within(0, 1),
     "seed": check_seed,

@@ -32,6 +32,8 @@ def loras(reading: Reading, others: Iterable[Part]) -> Iterator[Part]:
         elif (asset := reading.asset(where, name, AssetType.LORA)) is not None:
             assets[asset.sha256] = part_of(asset, "lora")
             weights[asset.sha256] += weight
+            if not math.isfinite(weights[asset.sha256]):
+                reading.wrong(where, f"{quoted(name)} stands in loras more than once, too large together", "loras")
     for part in others:
         assets[part.sha256] = part
         weights[part.sha256] += part.weight

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from server.bounds import NUMBERS, SEEDS, Above, AtLeast, Bounds, Within
+from server.bounds import CONTROL_SCALE, NUMBERS, SEEDS, Above, AtLeast, Bounds, Within
 from server.fields import DEFAULTS
 from server.http.values import Encoding, Float, Image, Int, Method, Mode, Sampler, Seed, Style, Text
 from server.request import MAX_PROMPT
@@ -106,8 +106,10 @@ class ImageGenerationRequest(BaseModel):
     controlnet_preprocess: bool | None = _of(
         "Make the control map from the picture (true), or take it as the map (false).", default=True
     )
-    controlnet_conditioning_scale: Float | None = _number(
-        "controlnet_conditioning_scale", NUMBERS["controlnet_conditioning_scale"], "Weight of the ControlNet."
+    controlnet_conditioning_scale: Float | None = _of(  # the old document states no upper bound: so the text does
+        f"Weight of the ControlNet. {CONTROL_SCALE.least:g} to {CONTROL_SCALE.most:g}.",
+        default=DEFAULTS["controlnet_conditioning_scale"],
+        minimum=CONTROL_SCALE.least,
     )
     controlnet_early_stop: Float | None = _number(
         "controlnet_early_stop",

@@ -196,6 +196,7 @@ def test_no_other_bound_is_stated_but_for_what_comes_later(ours: dict[str, Any])
     properties = ours["components"]["schemas"]["ImageGenerationRequest"]["properties"]
     stated = {key for key, facts in properties.items() if {*BEYOND, "maxLength"} & facts.keys()}
     assert stated == BOUNDED | LATER
+    assert "0 to 100" in properties["controlnet_conditioning_scale"]["description"]  # the old document has no maximum
 
 
 def test_the_defaults_of_the_document_are_the_plans(ours: dict[str, Any]) -> None:
