@@ -30,7 +30,7 @@ class Replaced:
 @dataclass(frozen=True)
 class Repeated:
     """Characters of a text, from `begin` up to, not including, `end`, that are left out: the token before them stands
-    `times` times instead."""
+    `times` times instead, with their weight where they have one, else with its own."""
 
     begin: int
     end: int
@@ -82,7 +82,7 @@ class TextTokenizer:
         pieces that are read each for itself; what one puts in counts as one word. 10,000 emojis take some 20 ms: ask
         once a text.
         """
-        read = self._read(weighted.text, marks)
+        read = self._read(weighted, marks)
         room = self.length - len(self._begin) - len(self._end)
         bounds = tuple(_bounds(read.words, room, most))
         last = bounds[-1]
@@ -98,15 +98,16 @@ class TextTokenizer:
             tuple(places[begin : min(end, last)] for begin, end in read.repeats),
         )
 
-    def _read(self, text: str, marks: Sequence[Replaced | Repeated]) -> "_Read":
-        read, done = _Read([], [], [], []), 0
+    def _read(self, weighted: Weighted, marks: Sequence[Replaced | Repeated]) -> "_Read":
+        read, done, text = _Read([], [], [], []), 0, weighted.text
         for mark in marks:
             self._append(read, text, done, mark.begin)
             match mark:
                 case Replaced(begin, end, ids):
                     read.append(ids, _spread(begin, end, len(ids)), [0] * len(ids))
                 case Repeated(begin, end, times):
-                    read.repeat(_spread(begin, end, times))
+                    weighs = _weights(weighted, [(begin, end)]) != [1.0]
+                    read.repeat((begin, begin) if weighs or not read.offsets else read.offsets[-1], end, times)
             done = mark.end
         self._append(read, text, done, len(text))
         return read
@@ -148,20 +149,21 @@ class _Read:
         self.offsets.extend(offsets)
         self.words.extend(first + (word or 0) for word in words)
 
-    def repeat(self, offsets: Sequence[tuple[int, int]]) -> None:
-        """The last token, so that these are its characters; nothing where there is none."""
+    def repeat(self, offset: tuple[int, int], end: int, times: int) -> None:
+        """The last token, so often, each with these characters, whose first one's weight it has; the last one's go up
+        to `end`, so that a mark that is cut is told as cut. Nothing where there is no token."""
         if self.ids:
-            begin = len(self.ids) - 1
-            self.ids[begin:] = self.ids[begin:] * len(offsets)
-            self.words[begin:] = self.words[begin:] * len(offsets)
-            self.offsets[begin:] = offsets
-            self.repeats.append((begin, len(self.ids)))
+            last = len(self.ids) - 1
+            self.ids[last:] = self.ids[last:] * times
+            self.words[last:] = self.words[last:] * times
+            self.offsets[last:] = [*(offset for _ in range(times - 1)), (offset[0], end)]
+            self.repeats.append((last, len(self.ids)))
         else:
             self.repeats.append((0, 0))
 
 
 def _spread(begin: int, end: int, times: int) -> list[tuple[int, int]]:
-    """The characters of so many tokens for one mark: the last one's, so that a mark that is cut is told as cut."""
+    """The characters of so many tokens for one mark: see `_Read.repeat`."""
     return [*((begin, begin) for _ in range(times - 1)), (begin, end)]
 
 

@@ -198,6 +198,28 @@ def test_a_repeated_token_is_the_one_before_and_its_places_are_told(clip: TextTo
     assert cut.cut == "bob sun"
 
 
+@pytest.mark.parametrize(
+    ("text", "weights"),
+    [
+        ("a (house:1.5) bob sun", (1.0, 1.5, 1.5, 1.0)),  # the word's own stays
+        ("a house (bob:0.5) sun", (1.0, 0.5, 0.5, 1.0)),
+        ("a (house:1.5) (bob:0.5) sun", (1.0, 0.5, 0.5, 1.0)),
+        ("a (house bob:1.5) (sun:2)", (1.0, 1.5, 1.5, 2.0)),
+    ],
+)
+def test_a_repeated_token_has_the_marks_weight_or_else_its_own(
+    clip: TextTokenizer, text: str, weights: tuple[float, ...]
+) -> None:
+    weighted = parse(text)
+    at = weighted.text.index("bob")
+    assert clip.chunks(weighted, 3, [Repeated(at, at + 3, 2)]).chunks[0].weights[1:5] == weights
+    (once,) = clip.chunks(weighted, 3, [Repeated(at, at + 3, 1)]).chunks
+    assert once.weights[1:4] == (weights[0], *weights[2:])
+    cut = clip.chunks(parse("red " * 73 + text.removeprefix("a ")), 1, [Repeated(at + 290, at + 293, 3)])
+    assert cut.cut == "bob sun"
+    assert cut.chunks[0].weights[74:76] == weights[1:3]
+
+
 def test_a_repeated_token_at_the_texts_begin_is_none(clip: TextTokenizer) -> None:
     found = clip.chunks(parse("bob sun"), 3, [Repeated(0, 3, 3)])
     assert found.repeats == ((),)
