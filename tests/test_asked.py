@@ -21,8 +21,10 @@ from server.asked import weights
 from server.asked.weights import MAX_LORAS
 from server.assets.asset import Asset, AssetState, AssetType, Facts
 from server.catalog import Catalog, read_catalog
+from server.http import facade
 from server.pipeline import parameters
 from server.plan import Plan
+from server.prompts.styles import STYLES
 from server.request import plan
 from server.rpc.effective import effective
 from server.violations import InvalidRequest
@@ -179,6 +181,7 @@ def test_an_encoder_that_does_not_run_has_no_variant(engines: Catalog, shelf: Dr
         ({"vae": "nothing-like-it"}, "vae", "ListAssets"),
         ({"loras": {"blueprint": math.nan}}, "loras[blueprint]", "finite"),
         ({"loras": {"blueprint": -math.inf}}, "loras[blueprint]", "finite"),
+        ({"loras": {"blueprint": 1e308, "id-of-blueprint": 1e308}}, "loras[id-of-blueprint]", "too large together"),
         ({"loras": {"neon": 1.0}}, "loras[neon]", "fits sdxl and not sd15"),
         ({"loras": {f"l{i}": 1.0 for i in range(100)}}, "loras", f"at most {MAX_LORAS}"),
         ({"loras": {"../../etc/passwd": 1.0}}, "loras[../../etc/passwd]", "no LoRA"),
@@ -189,6 +192,8 @@ def test_an_encoder_that_does_not_run_has_no_variant(engines: Catalog, shelf: Dr
         ({"controlnet": "edges"}, "controlnet", "controlnet_image"),
         ({"controlnet_image": b"x"}, "controlnet_image", "no picture"),
         ({"controlnet": "edges", "controlnet_image": b"GIF89a"}, "controlnet_image", "GIF"),
+        ({"controlnet_conditioning_scale": math.inf}, "controlnet_conditioning_scale", "not in 0..100"),
+        ({"controlnet_conditioning_scale": 101.0}, "controlnet_conditioning_scale", "not in 0..100"),
         ({"controlnet_early_stop": 0.5}, "controlnet_early_stop", "without controlnet"),
         ({"ip_adapter_scale": 0.5}, "ip_adapter_scale", "without ip_adapter_image"),
         ({"ip_adapter": "see"}, "ip_adapter", "without ip_adapter_image"),
@@ -257,6 +262,19 @@ def test_a_map_that_nobody_can_make_is_a_violation_that_says_what_to_do(
     told = wrong(sd15(controlnet=name, controlnet_image=picture()), engines, shelf)["controlnet_preprocess"]
     assert said in told
     assert "controlnet_preprocess false" in told
+
+
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [({"width": 500}, "width"), ({"init_image": b"x"}, "init_image"), ({"mask_image": b"x"}, "mask_image")],
+)
+def test_who_sent_what_an_inpainting_map_is_made_of_is_not_told_to_send_it(
+    engines: Catalog, shelf: Drawer, more: dict[str, object], field: str
+) -> None:
+    sent = {"init_image": picture(), "mask_image": picture(colour=(255, 255, 255))}
+    asked = {"controlnet": "fill", "controlnet_image": picture(), **sent}
+    plan(sd15(**asked), engines, shelf)
+    assert wrong(sd15(**{**asked, **more}), engines, shelf).keys() == {field}
 
 
 def test_after_an_early_stop_the_plain_network_goes_on(engines: Catalog, shelf: Drawer) -> None:
@@ -344,6 +362,23 @@ def test_wrong_transfer_images_are_told_by_their_word(
     )
 
 
+def test_a_word_of_the_style_is_none_for_transfer_images(engines: Catalog, shelf: Drawer) -> None:
+    """It would stand for them where the style has it, too."""
+    request = sdxl(transfer_images=transferred("green", picture()), style_preset="Watercolor")
+    plan(request, engines, shelf)
+    word = next(word for word in STYLES["Watercolor"].applied("").replace(",", "").split() if word.isalpha())
+    request = sdxl(transfer_images=transferred(word, picture()), style_preset="Watercolor")
+    request.prompt = f"a house {word}"
+    with pytest.raises(InvalidRequest) as refused:
+        plan(request, engines, shelf)
+    (told,) = refused.value.violations
+    assert told.field == f"transfer_images[{word}]"
+    assert "the style Watercolor" in told.description
+    assert told.judged_by == {"style_preset"}
+    request.style_preset = ""
+    plan(request, engines, shelf)
+
+
 @pytest.mark.parametrize("word", ["green", "house green", "green one"])
 def test_words_for_pictures_and_for_inversions_are_apart(engines: Catalog, shelf: Drawer, word: str) -> None:
     request = sdxl(transfer_images=transferred("green", picture()), textual_inversions={"cat": word})
@@ -403,6 +438,25 @@ def test_the_file_tells_what_draws_its_picture_again(engines: Catalog, shelf: Dr
     prompted = plan(sd15(ip_adapter_image=picture(), ip_adapter_method="IP_ADAPTER_METHOD_STYLE"), engines, shelf)
     again = pb.GenerateRequest(**json.loads(parameters(prompted, SEED)), ip_adapter_image=picture())
     assert effective(plan(again, engines, shelf)) == effective(prompted)
+
+
+def test_a_plan_that_waits_counts_all_the_pixels_and_vectors_that_it_holds(engines: Catalog, shelf: Drawer) -> None:
+    canvas = 512 * 512
+    shown = 3 * 32 * 32 * 4  # bytes of a picture that an encoder is shown
+    painted = {"init_image": picture(512, 512), "mask_image": white(slice(0, 256))}
+    vectors = {"textual_inversions": {"cat": "house"}}
+    guided = {"controlnet": "edges", "controlnet_image": picture()}
+    for request, held in (
+        (sd15(), 0),
+        (sd15(**guided), canvas * 3 + canvas),  # with a mask that is nowhere
+        (sd15(**painted), canvas * 3 + canvas),
+        (sd15(**painted, **guided), 2 * canvas * 3 + canvas),  # with the mask of the painting
+        (sd15(**painted, inpaint_full_res=True), 2 * (canvas * 3 + canvas)),  # a part, and the whole
+        (sd15(ip_adapter_image=picture()), shown + 64 * 64 * 4),
+        (sdxl(transfer_images=transferred("green", picture(), picture())), 2 * shown),
+        (sd15(**vectors), 2 * 128 * 4),
+    ):
+        assert facade._held(plan(request, engines, shelf)) == facade.PLAN_BYTES + held
 
 
 def test_a_request_without_adapters_has_none(engines: Catalog, shelf: Drawer) -> None:

@@ -37,7 +37,8 @@ ARROWS: Mapping[str, frozenset[str]] = {
         "server.asked server.images server.pictures server.plan server.prompts server.samplers server.sizes "
         "server.violations server.wording",
         "server.asked": "server.adapters server.assets server.bounds server.builder server.canvas "
-        "server.catalog server.clip server.engines server.families server.fields server.images server.violations",
+        "server.catalog server.clip server.engines server.families server.fields server.images server.prompts "
+        "server.violations",
         "server.fields": "server.violations",
         "server.bounds": "",
         "server.sizes": "server.families",

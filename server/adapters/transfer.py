@@ -51,7 +51,7 @@ def text_only(evaluations: int) -> int:
 
 def wrong_triggers(texts: Mapping[str, str], triggers: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(trigger, what is wrong with it) of those that do not stand once in each text, behind a word. `texts` are a
-    request's prompts by field, as it gave them: brackets and all, and without a style's words."""
+    request's prompts by field, as it gave them: brackets and all, and without a style's words, which are no nouns."""
     for field, given in texts.items():
         text = parse(given).text
         found = find(text, triggers)

@@ -1,6 +1,6 @@
 """Fields that bring pictures to go by: for a ControlNet, an IP-Adapter, and transfer images."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from mediagen.v1 import image_pb2 as pb
@@ -21,9 +21,11 @@ from server.engines.port import Array
 from server.families.adapted import AdaptedCard
 from server.families.sdxl_networks import SdxlCard
 from server.images import decode_mask
+from server.prompts.styles import STYLES
 from server.violations import quoted
 
 MAX_TRIGGERS = 8  # of transfer images
+_MAP_ITSELF = "send the map itself with controlnet_preprocess false"
 
 _METHODS: Mapping[int, Method] = {
     pb.IP_ADAPTER_METHOD_UNSPECIFIED: "full",
@@ -48,6 +50,10 @@ def control(reading: Reading) -> tuple[Control | NoControl, Sequence[Part]]:
     if wanted and (wrong := _no_preprocessor(reading, asset)):
         reading.wrong("controlnet_preprocess", wrong, "controlnet")
         return nothing
+    if preprocessor == "inpaint" and not (request.init_image and request.mask_image):  # right or wrong in themselves
+        why = f"{quoted(asset.name)} paints what mask_image marks; send init_image and mask_image, or {_MAP_ITSELF}"
+        reading.wrong("controlnet_preprocess", why, "controlnet", "init_image", "mask_image")
+        return nothing
     mask = np.zeros((reading.size.height, reading.size.width), bool)
     if isinstance(reading.start, Inpainting):
         mask = reading.start.mask
@@ -68,15 +74,13 @@ def _drawn(reading: Reading) -> Box:
 
 def _no_preprocessor(reading: Reading, asset: Asset) -> str:
     """Why this deployment cannot make a ControlNet's map; empty: it can."""
-    name, instead = asset.facts.preprocessor, "send the map itself with controlnet_preprocess false"
+    name = asset.facts.preprocessor
     if not name:
-        return f"{quoted(asset.name)} does not say what its map is made by; {instead}"
+        return f"{quoted(asset.name)} does not say what its map is made by; {_MAP_ITSELF}"
     deployed = {spec.name.removeprefix("preprocessor_") for spec in reading.engine.preprocessors}
     if name not in PREPROCESSORS and name not in deployed:
         why = f"this deployment has no preprocessor {quoted(name)}, which `python -m export preprocessor` renders"
-        return f"{why}; {instead}"
-    if name == "inpaint" and not isinstance(reading.start, Inpainting):
-        return f"{quoted(asset.name)} paints what mask_image marks; send init_image and mask_image, or {instead}"
+        return f"{why}; {_MAP_ITSELF}"
     return ""
 
 
@@ -140,19 +144,22 @@ def _first_ip_adapter(reading: Reading) -> str:
 
 def transfers(reading: Reading) -> tuple[tuple[Transfer, ...], Sequence[Part]]:
     """With the LoRA that goes with the encoder."""
-    card = reading.engine.card
+    card, request = reading.engine.card, reading.request
     if not isinstance(card, SdxlCard) or "transfer_images" in reading.engine.refuses:  # who refuses it says so
         return (), ()
     found: list[Transfer] = []
-    told = reading.request.transfer_images
+    told = request.transfer_images
     words = list(told) if len(told) <= MAX_TRIGGERS else []
-    texts = {field: text for field in ("prompt", "prompt_2") if (text := getattr(reading.request, field))}
+    texts = {field: text for field in ("prompt", "prompt_2") if (text := getattr(request, field))}
     for trigger, wrong in wrong_triggers(texts, words):
         reading.wrong(f"transfer_images[{trigger[:MAX_TRIGGER]}]", wrong, *texts)
+    for trigger in _in_style(reading, words):
+        why = f"a word of the style {request.style_preset} as well; write another for what the pictures show"
+        reading.wrong(f"transfer_images[{trigger[:MAX_TRIGGER]}]", why, "style_preset")
     for where, trigger, images in entries(reading, "transfer_images", told, MAX_TRIGGERS):
         if wrong := wrong_trigger(trigger):
             reading.wrong(where, wrong)
-        elif other := _taken(trigger, reading.request.textual_inversions.values()):
+        elif other := _taken(trigger, request.textual_inversions.values()):
             why = f"{quoted(trigger)} and {quoted(other)}, which stands for a textual inversion, are not apart"
             reading.wrong(where, f"{why}; give one of them another word")
         elif not 1 <= len(images.images) <= MAX_TRANSFERRED:
@@ -167,6 +174,14 @@ def transfers(reading: Reading) -> tuple[tuple[Transfer, ...], Sequence[Part]]:
         return (), ()
     lora = Part("lora", card.transfer_lora, frozenset({"unet"}))
     return tuple(found), (lora,) if lora.sha256 else ()
+
+
+def _in_style(reading: Reading, triggers: Sequence[str]) -> Iterator[str]:
+    """Those that a request's style puts into its texts itself, where they would stand for pictures, too."""
+    style = STYLES.get(reading.request.style_preset)
+    if style is not None and "style_preset" not in reading.engine.refuses:
+        own = style.applied("")
+        yield from (trigger for trigger in triggers if find(own, [trigger]))
 
 
 def _taken(trigger: str, others: Iterable[str]) -> str:

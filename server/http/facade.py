@@ -33,7 +33,7 @@ from server.rpc.image_service import ImageService
 from server.violations import InvalidRequest, Violation
 
 LARGE = 16 * 2**10  # bytes: reading or writing more takes a thread; the worst of this size takes milliseconds
-PLAN_BYTES = 2**20  # that a plan without pictures holds at most: its texts, as they were sent and as tokens
+PLAN_BYTES = 2**20  # that a plan without pictures and vectors holds at most: its texts, as they were sent and as tokens
 READ_SECONDS = 60.0  # that a caller has for sending its body
 _GONE = Answer(499, b"")  # nobody reads it
 _STOPPING = of_message(503, "this service stops; send the request again", "STOPPING", retry_seconds=1.0)
@@ -166,8 +166,11 @@ def _answer(error: Exception) -> Answer:
 
 
 def _held(what: Plan) -> int:
-    """At most so many bytes of a plan wait: its texts, and the pictures it was given at its own size."""
-    return PLAN_BYTES + sum(value.nbytes for value in vars(what.start).values() if isinstance(value, np.ndarray))
+    """At most so many bytes of a plan wait: its texts, and the pictures, masks and vectors that it was given."""
+    given = (what.start, what.control, what.image_prompt, *what.transfers)
+    values = (*what.vectors.values(), *(value for each in given for value in vars(each).values()))
+    arrays = {id(value): value for value in values if isinstance(value, np.ndarray)}  # one mask may stand twice
+    return PLAN_BYTES + sum(array.nbytes for array in arrays.values())
 
 
 async def _aside(size: int, work: Callable[[], T]) -> T:
