@@ -18,7 +18,7 @@ import grpc
 import numpy as np
 import pytest
 from builder.files import engine, some_random
-from conftest import ROOT, RunningService
+from conftest import RunningService
 from google.protobuf.json_format import ParseDict
 from mediagen.client import Client, MediagenError
 from mediagen.v1 import asset_pb2
@@ -30,7 +30,6 @@ from server.engines.port import Array
 
 TENANT = "adapters"
 LAYER = "text_model.encoder.layers.0.self_attn.q_proj"
-DEMO = ROOT / "model_repository" / "assets"
 Code = grpc.StatusCode
 
 
@@ -144,13 +143,13 @@ HOSTILE: Mapping[str, tuple[Callable[[], bytes], str]] = {  # what is sent, and 
     "of no family here": (lambda: save(dict(WRONG_WIDTH)), "320"),
     "with NaN": (lambda: save(not_a_number()), "lora_A"),
     "of rank 10,000": (lambda: save(lora(rank=10_000)), "rank 10000"),
-    "truncated": (lambda: save(lora())[:-100], ""),
-    "with overlapping tensors": (lambda: with_header(overlapping), ""),
-    "with offsets far beyond its end": (lambda: with_header(beyond), ""),
-    "with a huge header": (lambda: struct.pack("<Q", 2**40) + b"{" * 1000, ""),
-    "with a header that is no JSON": (lambda: struct.pack("<Q", 100) + b"[" * 200, ""),
-    "a pickle": (lambda: pickle.dumps({"weight": [1.0] * 100}), ""),
-    "a zip, as torch saves": (lambda: b"PK\x03\x04" + bytes(200), ""),
+    "truncated": (lambda: save(lora())[:-100], "cut short"),
+    "with overlapping tensors": (lambda: with_header(overlapping), "overlaps"),
+    "with offsets far beyond its end": (lambda: with_header(beyond), "two offsets"),
+    "with a huge header": (lambda: struct.pack("<Q", 2**40) + b"{" * 1000, f"a header of {2**40} bytes"),
+    "with a header that is no JSON": (lambda: struct.pack("<Q", 100) + b"[" * 200, "not JSON"),
+    "a pickle": (lambda: pickle.dumps({"weight": [1.0] * 100}), "not a safetensors file"),
+    "a zip, as torch saves": (lambda: b"PK\x03\x04" + bytes(200), "not a safetensors file"),
 }
 
 
@@ -163,7 +162,6 @@ def test_a_hostile_file_is_rejected_with_a_reason_and_kept_nowhere(client: Clien
     assert refused.value.code == Code.INVALID_ARGUMENT
     told = client.asset("hostile")
     assert told.state == asset_pb2.ASSET_STATE_REJECTED
-    assert told.reason
     assert told.reason in str(refused.value)
     assert said in told.reason
     assert listing(folder) == before
@@ -259,7 +257,6 @@ def builder_of(service: RunningService) -> int:
     raise AssertionError("no builder below the service")
 
 
-@pytest.mark.skipif(not DEMO.joinpath("blueprint-sd15.safetensors").is_file(), reason="the demo's LoRA is not there")
 def test_the_demos_look_grows_with_its_weight(client: Client) -> None:
     """Blueprints are white on dark blue. Its other file has the same weights, see tests/parity/test_weights.py."""
     drawn = [

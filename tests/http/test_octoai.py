@@ -72,12 +72,6 @@ def picture(width: int, height: int) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def needs(name: str) -> pytest.MarkDecorator:
-    """An asset of the deployment's own."""
-    there = ROOT.joinpath("model_repository", "assets", f"{name}.safetensors").is_file()
-    return pytest.mark.skipif(not there, reason=f"the demo's {name} is not there")
-
-
 @pytest.mark.parametrize(
     ("route", "wanted"),
     [("sd", (384, 704)), ("sdxl", (640, 1536)), ("ssd", (640, 1536)), ("sd3", (640, 1536))],
@@ -220,7 +214,6 @@ def test_sdxl_is_controlled_by_a_map_by_its_own_method(client: OctoAI, canny: st
     assert size(reply.images[0].image_b64) == (640, 1536)
 
 
-@needs("canny-sd15")
 def test_sd15_is_controlled_by_a_map_by_the_general_call(client: OctoAI, url: str) -> None:
     body = {"prompt": PROMPT, "steps": 2, "cfg_scale": 1.0, "width": 384, "height": 704, "seed": 7}
     guided = {"controlnet": "canny-sd15", "controlnet_image": picture(384, 704)}
@@ -233,7 +226,6 @@ def test_sd15_is_controlled_by_a_map_by_the_general_call(client: OctoAI, url: st
     assert not np.array_equal(first, second)
 
 
-@needs("ip-adapter-sdxl")
 def test_a_picture_is_a_prompt_by_the_general_call(client: OctoAI, url: str) -> None:
     body = {"prompt": PROMPT, "steps": 1, "cfg_scale": 1.0, "width": 640, "height": 1536, "use_refiner": False}
     told = {"ip_adapter_image": picture(300, 200), "ip_adapter_scale": 0.7, "ip_adapter_method": "style"}
