@@ -40,7 +40,7 @@ class Facts:
     """What was found in an asset's file."""
 
     engines: tuple[str, ...]  # names of cards whose networks it fits; none where those that it fitted are gone
-    family: str  # "sd15" or "sdxl"
+    family: str  # of the first of them: "sd15" or "sdxl"
     components: tuple[str, ...]  # it changes or brings: "unet", "text_encoder", "vae", "controlnet", "ip_adapter" ...
     vectors: int  # of a textual inversion; 0 for others
     preprocessor: str  # of a ControlNet: "canny", "depth" ...; "" where it is not known, and for others

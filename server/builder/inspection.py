@@ -80,15 +80,18 @@ def recognise(tensors: Tensors) -> AssetType:
 
 @dataclass(frozen=True)
 class _Fit:
-    """The engines that a file fits, all of one family."""
+    """The engines that a file fits."""
 
     engines: tuple[str, ...]
-    family: str
-    components: tuple[str, ...]
+    family: str  # of the first
+    components: tuple[str, ...]  # that it brings to any of them
 
 
 def _fit(engines: Shapes, components: Callable[[EngineShapes], Sequence[str]]) -> _Fit:
-    """`components` raises `Misfit` for an engine that a file is not for, or says what it brings to it."""
+    """`components` raises `Misfit` for an engine that a file is not for, or says what it brings to it.
+
+    Families share networks: an autoencoder of SDXL has the names and shapes of SD 1.5's, and a first text encoder, too.
+    """
     fits: dict[str, tuple[str, ...]] = {}
     reasons = []
     for name, engine in engines.items():
@@ -98,9 +101,8 @@ def _fit(engines: Shapes, components: Callable[[EngineShapes], Sequence[str]]) -
             reasons.append(f"{name}: {error}")
     if not fits:
         raise BadAsset(f"the file fits none of this deployment's engines. {'; '.join(reasons)}")
-    first = next(iter(fits))
-    family = engines[first].family
-    return _Fit(tuple(name for name in fits if engines[name].family == family), family, fits[first])
+    together = dict.fromkeys(component for brought in fits.values() for component in brought)
+    return _Fit(tuple(fits), engines[next(iter(fits))].family, tuple(together))
 
 
 def _facts(fit: _Fit, vectors: int = 0, preprocessor: str = "", projection: str = "") -> Facts:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,7 @@ GOOD: Mapping[str, tuple[AssetType, dict[str, Array], Facts]] = {
     "a LoRA of the first encoder alone, which families share": (
         AssetType.LORA,
         pair("sd15", "text_encoder", T, f"text_encoder.{T}"),
-        Facts(("sd15",), "sd15", ("text_encoder",), 0, "", ""),
+        Facts(("sd15", "sdxl", "ssd"), "sd15", ("text_encoder",), 0, "", ""),
     ),
     "a UNet": (AssetType.CHECKPOINT, own("ssd_unet"), Facts(("ssd",), "sdxl", ("unet",), 0, "", "")),
     "a VAE": (AssetType.VAE, own("sdxl_vae_decoder"), Facts(("sdxl", "ssd"), "sdxl", ("vae",), 0, "", "")),
@@ -114,6 +115,22 @@ def test_a_file_given_as_another_type_is_refused(tmp_path: Path, name: str, said
         return
     with pytest.raises(BadAsset, match=r"the file is an? .* by its tensors, not an? "):
         inspect(saved(tensors, tmp_path / "f"), said, with_templates())
+
+
+def test_an_autoencoder_is_for_all_engines_that_have_one_of_its_names_and_shapes(tmp_path: Path) -> None:
+    """The published ones of SD 1.5 and SDXL do."""
+    vae = engine("sd15")
+    alike = {
+        name: replace(
+            one,
+            components={**one.components, "vae": vae.components["vae"]},
+            needed={**one.needed, "vae": vae.needed["vae"]},
+        )
+        for name, one in shapes().items()
+    }
+    path = saved(own("sd15_vae_decoder"), tmp_path / "f")
+    assert inspect(path, AssetType.VAE, shapes()).engines == ("sd15",)
+    assert inspect(path, AssetType.VAE, alike) == Facts(("sd15", "sdxl", "ssd"), "sd15", ("vae",), 0, "", "")
 
 
 def test_a_controlnet_s_file_may_say_what_its_maps_are(tmp_path: Path) -> None:
