@@ -1,10 +1,12 @@
 """Variants at run time: whoever needs some holds them, and while they are held they are on disk and known.
 
-The first who asks has a variant built and loaded; others who ask meanwhile wait for the same. In memory it has the
-place of any engine: it makes room when it is idle, held or not, and its next use loads it again. So nobody waits for
-room who keeps others from it, and a request may need more than has room at once. On disk it stays while it is held; who
-finds no room there is told at once. When nobody holds it, it stays in memory and on disk until others need the room:
-what must leave the disk leaves memory first.
+The first who asks has a variant built and loaded; others who ask meanwhile wait for the same. When the last of them
+gives up before it is on disk, it is not loaded, and not built unless that has begun. Only so many are made at once.
+
+In memory it has the place of any engine: it makes room when it is idle, held or not, and its next use loads it again.
+So nobody waits for room who keeps others from it, and a request may need more than has room at once. On disk it stays
+while it is held; who finds no room there is told at once. When nobody holds it, it stays in memory and on disk until
+others need the room: what must leave the disk leaves memory first.
 
 Knows neither weights nor pictures, and of engines and of the builder only how they are asked.
 """
@@ -13,15 +15,17 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
 from server.adapters.weights import Variant
 from server.builder.client import Built
-from server.builder.faults import BuilderAway, PartUnfit
+from server.builder.faults import BuilderAway, PartUnfit, TooManyAtOnce
 from server.engines.port import Array, EngineUnfit, Spec, Tensors
 from server.families.base import Run, together
+
+_AT_ONCE = 64  # variants that are built, loaded or wait for that: minutes of work for the builder
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,15 @@ class Ensure(Protocol):
         """Returns when it is there, or when some of `idle` must be unloaded first; those named in `keep` stay."""
 
 
+@dataclass(eq=False)
+class _Making:
+    """One variant that is being built, then loaded."""
+
+    task: "asyncio.Task[Made]" = field(init=False)
+    waiting: int = 0  # requests
+    loads: bool = False  # it is on disk; a load goes on to its end
+
+
 class Variants:
     """All variants of a gateway. `close` it at the end."""
 
@@ -108,7 +121,7 @@ class Variants:
         self._ensure = ensure
         self._folder = folder
         self._run_as = run_as
-        self._making: dict[str, asyncio.Task[Made]] = {}
+        self._making: dict[str, _Making] = {}
 
     @asynccontextmanager
     async def held(self, variants: Mapping[str, Variant]) -> AsyncIterator[Held]:
@@ -131,32 +144,50 @@ class Variants:
 
     async def close(self) -> None:
         """What is being made is given up."""
-        tasks = tuple(self._making.values())
+        tasks = tuple(making.task for making in self._making.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _made(self, variant: Variant) -> Made:
-        """Many callers share one build and one load; one that gives up leaves it to the others and to the next."""
+        """Many callers share one build and one load; one that gives up leaves it to the others, if there are any."""
         name = variant.spec.name
         if self._home.is_loaded(name) and (self._folder / name).is_dir():  # somebody may have removed it by hand
             await self._home.load(name)  # at once: it is used now
             return Made(name, variant.graph.name, "memory", 0.0, 0.0)
         making = self._making.get(name)
         if making is None:
-            making = self._making[name] = asyncio.create_task(self._make(variant))
-            making.add_done_callback(lambda task: self._end(name, task))
-        return await asyncio.shield(making)
+            if len(self._making) >= _AT_ONCE:
+                raise TooManyAtOnce(
+                    f"{_AT_ONCE} sets of weights are being built or loaded, as many as may be; ask again later, or for "
+                    "a set that was used lately"
+                )
+            making = self._making[name] = _Making()
+            making.task = asyncio.create_task(self._make(variant, making))
+            making.task.add_done_callback(lambda task: self._end(name, making))
+        making.waiting += 1
+        try:
+            return await asyncio.shield(making.task)
+        finally:
+            making.waiting -= 1
+            if not making.waiting and not making.loads:
+                making.task.cancel()  # nothing where it has ended
+                self._forget(name, making)  # at once: who asks now asks anew
 
-    def _end(self, name: str, task: "asyncio.Task[Made]") -> None:
-        del self._making[name]
-        if not task.cancelled():
-            task.exception()  # perhaps nobody waits any more who would look
+    def _end(self, name: str, making: _Making) -> None:
+        self._forget(name, making)
+        if not making.task.cancelled():
+            making.task.exception()  # perhaps nobody waits any more who would look
 
-    async def _make(self, variant: Variant) -> Made:
+    def _forget(self, name: str, making: _Making) -> None:
+        if self._making.get(name) is making:
+            del self._making[name]
+
+    async def _make(self, variant: Variant, making: _Making) -> Made:
         name = variant.spec.name
         with self._home.held(name):  # also when everybody has given up
             built = await self._on_disk(variant)
+            making.loads = True
             begin = time.perf_counter()
             self._home.add(variant.spec, self._folder)
             try:

@@ -11,9 +11,10 @@ import pytest
 from conftest import HANG_SECONDS
 from engines.fake import FakeEngines
 
+from server import variants as at_run_time
 from server.adapters.weights import Part, Variant
 from server.builder.client import Built
-from server.builder.faults import BuilderAway, NoDisk, PartUnfit
+from server.builder.faults import BuilderAway, NoDisk, PartUnfit, TooManyAtOnce
 from server.engines import on_demand
 from server.engines.on_demand import OnDemandEngines
 from server.engines.port import Array, EngineUnavailable, EngineUnfit, Port, Spec, Tensors
@@ -127,7 +128,7 @@ async def test_first_requests_at_the_same_time_share_one_build_and_one_load(shop
     assert len(shop.builds) == 1
 
 
-async def test_who_gives_up_leaves_the_build_to_the_others_and_to_the_next(shop: Shop) -> None:
+async def test_who_gives_up_leaves_the_build_to_the_others(shop: Shop) -> None:
     shop.may_build.clear()
     first, second = (asyncio.create_task(shop.draw(ONE)) for _ in range(2))
     await asyncio.sleep(0.01)
@@ -135,15 +136,40 @@ async def test_who_gives_up_leaves_the_build_to_the_others_and_to_the_next(shop:
     await asyncio.gather(first, return_exceptions=True)
     shop.may_build.set()
     assert await second == 2
+    assert [name for name, _ in shop.builds] == [ONE.spec.name]
+
+
+async def test_when_the_last_gives_up_the_builder_is_told_and_nothing_is_loaded_and_the_next_asks_anew(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(at_run_time, "_AT_ONCE", 2)
     shop.may_build.clear()
+    for number in range(20):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.001):
+                await shop.draw(Variant(PLAIN, (replace(ONE.parts[0], weight=1.0 + number),)))
+        assert len(shop.variants._making) == 0
     alone = asyncio.create_task(shop.draw(TWO))
     await asyncio.sleep(0.01)
     alone.cancel()
-    await asyncio.gather(alone, return_exceptions=True)
+    again = asyncio.create_task(shop.draw(TWO))  # before the first has left
     shop.may_build.set()
-    async with asyncio.timeout(HANG_SECONDS), shop.variants.held({PLAIN.name: TWO}) as held:
-        assert held.made[0].source == "built"
-    assert [name for name, _ in shop.builds] == [ONE.spec.name, TWO.spec.name]
+    async with asyncio.timeout(HANG_SECONDS):
+        assert await again == 3
+    assert shop.on_disk == shop.home._added == {TWO.spec.name}
+    assert not shop.home._holds
+
+
+async def test_more_at_once_than_may_be_are_told_to_come_later(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(at_run_time, "_AT_ONCE", 2)
+    shop.may_build.clear()
+    draws = [asyncio.create_task(shop.draw(variant)) for variant in (ONE, TWO, ONE, TWO)]
+    await asyncio.sleep(0.01)
+    with pytest.raises(TooManyAtOnce, match=r"2 sets of weights are being built or loaded.*later"):
+        await shop.draw(THREE)
+    shop.may_build.set()
+    assert await asyncio.gather(*draws) == [2, 3, 2, 3]
+    assert await shop.draw(THREE) == 4
 
 
 async def test_others_go_on_while_one_is_built(shop: Shop) -> None:

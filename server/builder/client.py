@@ -66,7 +66,8 @@ class Builder:
 
     async def ensure(self, variant: Variant, keep: Collection[str], idle: Sequence[str] = ()) -> Built:
         """Returns when the variant's folder is there. Those named in `keep` stay; those in `idle`, least recently used
-        first, stay until they are unloaded, which the answer may ask for. Raises `BuilderFault`.
+        first, stay until they are unloaded, which the answer may ask for. Who is cancelled gives the wish up: the
+        builder drops it unless it has begun or others have it too. Raises `BuilderFault`.
         """
         request = pb.EnsureVariantRequest(
             graph=variant.graph.name,
@@ -79,7 +80,8 @@ class Builder:
             idle=idle,
         )
         try:
-            await asyncio.wait_for(self._channel.channel_ready(), _START_SECONDS)
+            async with asyncio.timeout(_START_SECONDS):  # `wait_for` would now and then ignore who gives up
+                await self._channel.channel_ready()
             reply = await self._stub.EnsureVariant(request, timeout=_BUILD_SECONDS)
         except TimeoutError as error:
             raise BuilderAway(f"no builder answers at {self._address}") from error

@@ -4,6 +4,7 @@ BuilderFault
 +-- PartMissing     a file of it is in no asset library: deleted since it was asked for
 +-- PartUnfit       a part does not go over these weights
 +-- NoDisk          there is no space for it: the same call may work later
++-- TooManyAtOnce   so many are being made that it would wait for long: likewise
 +-- BuilderAway     the builder does not answer: the same call may work later
 +-- BuildFailed     the builder failed; nothing the caller did
 """
@@ -25,6 +26,12 @@ class NoDisk(BuilderFault):
     """The disk, or what variants may take of it, is full."""
 
     retry_seconds = 60.0  # variants that requests hold must be let go first
+
+
+class TooManyAtOnce(BuilderFault):
+    """As many are being built or loaded as may wait for that."""
+
+    retry_seconds = 10.0  # a small one is built in a second, a large one in half a minute
 
 
 class BuilderAway(BuilderFault):

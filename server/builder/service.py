@@ -1,5 +1,7 @@
 """The builder's gRPC service: one build a variant, however many ask; then room on the disk. Knows nothing of engines.
 
+A build that nobody waits for any more is dropped before it begins; one that has begun ends, and lies on disk.
+
 What is loaded is not removed: where the disk has no other room, the gateway is told what to unload, and asks again.
 What happens to weights is `variant.py`'s, what is on disk `shelf.py`'s.
 """
@@ -11,7 +13,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -40,7 +42,7 @@ _CODES: Mapping[type[BuilderFault], grpc.StatusCode] = {
     PartUnfit: grpc.StatusCode.INVALID_ARGUMENT,
     NoDisk: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,199}")  # of a folder, never a path
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")  # of a folder, never a path
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _log = logging.getLogger(__name__)
@@ -57,6 +59,15 @@ class Volumes:
     variants: Path  # written here
 
 
+@dataclass(eq=False)
+class _Building:
+    """One variant that somebody waits for."""
+
+    task: "asyncio.Task[pb.EnsureVariantResponse]" = field(init=False)
+    waiting: int = 0  # calls
+    begun: bool = False  # in a thread: nothing stops it any more
+
+
 class BuilderService(builder_pb2_grpc.BuilderServiceServicer):
     """Create it inside a running event loop; `close` it at the end."""
 
@@ -66,7 +77,8 @@ class BuilderService(builder_pb2_grpc.BuilderServiceServicer):
         self._shelf = Shelf(volumes.variants, budget)
         self._shelf_lock = Lock()
         self._threads = ThreadPoolExecutor(_BUILDS, "build")
-        self._building: dict[str, asyncio.Task[pb.EnsureVariantResponse]] = {}
+        self._turns = asyncio.Semaphore(_BUILDS)
+        self._building: dict[str, _Building] = {}
         self._keep: frozenset[str] = frozenset()  # as told last
         self._idle: tuple[str, ...] = ()  # likewise
 
@@ -74,29 +86,45 @@ class BuilderService(builder_pb2_grpc.BuilderServiceServicer):
         self._keep, self._idle = frozenset(request.keep), tuple(request.idle)
         building = self._building.get(request.name)
         if building is None:
-            building = self._building[request.name] = asyncio.create_task(self._ensured(request))
-            building.add_done_callback(lambda task: self._end(request.name, task))
+            building = self._building[request.name] = _Building()
+            building.task = asyncio.create_task(self._ensured(request, building))
+            building.task.add_done_callback(lambda task: self._end(request.name, building))
+        building.waiting += 1
         try:
-            return await asyncio.shield(building)
+            return await asyncio.shield(building.task)
         except BuilderFault as fault:
             await context.abort(_CODES[type(fault)], str(fault))
         except OSError as error:
             await context.abort(grpc.StatusCode.INTERNAL, f"variant {request.name} cannot be written: {error}")
+        finally:
+            building.waiting -= 1
+            if not building.waiting and not building.begun:
+                building.task.cancel()  # nothing where it has ended
+                self._forget(request.name, building)  # at once: who asks now asks anew
 
     def close(self) -> None:
         """Builds that have not begun never do."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for building in self._building.values():
+            if not building.begun:
+                building.task.cancel()
+        self._threads.shutdown(wait=False)
 
-    def _end(self, name: str, task: "asyncio.Task[pb.EnsureVariantResponse]") -> None:
-        del self._building[name]
-        if not task.cancelled():
-            task.exception()  # perhaps nobody waits any more who would look
+    def _end(self, name: str, building: _Building) -> None:
+        self._forget(name, building)
+        if not building.task.cancelled():
+            building.task.exception()  # perhaps nobody waits any more who would look
 
-    async def _ensured(self, request: pb.EnsureVariantRequest) -> pb.EnsureVariantResponse:
+    def _forget(self, name: str, building: _Building) -> None:
+        if self._building.get(name) is building:
+            del self._building[name]
+
+    async def _ensured(self, request: pb.EnsureVariantRequest, building: _Building) -> pb.EnsureVariantResponse:
         found = await asyncio.to_thread(self._on_disk, request)
         if found is not None:
             return found
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._built, request)
+        async with self._turns:
+            building.begun = True
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._built, request)
 
     def _on_disk(self, request: pb.EnsureVariantRequest) -> pb.EnsureVariantResponse | None:
         """None where the variant is to be built."""

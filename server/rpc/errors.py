@@ -15,7 +15,7 @@ from google.rpc import error_details_pb2, status_pb2
 from server.admission import Overloaded
 from server.assets import faults as assets
 from server.builder import faults as builder
-from server.engines.port import EngineNoRoom, EngineOverloaded, EngineTimeout, EngineUnavailable
+from server.engines.port import EngineNoRoom, EngineOverloaded, EngineTimeout, EngineUnavailable, EngineUnfit
 from server.prompt_filter import REFUSAL, PromptBlocked
 from server.rpc.shortening import cut, fitted, sent_bytes, summed_up
 from server.violations import InvalidRequest
@@ -102,11 +102,14 @@ def _fault_of(error: Exception) -> Fault | None:
             return Fault(grpc.StatusCode.DEADLINE_EXCEEDED, 504, "DEADLINE_EXCEEDED", "the call's deadline has passed")
         case builder.PartMissing():
             return Fault(grpc.StatusCode.NOT_FOUND, 404, "ASSET_GONE", str(error))
-        case builder.PartUnfit():
+        case builder.PartUnfit() | EngineUnfit():
             return Fault(grpc.StatusCode.INVALID_ARGUMENT, 422, "ASSET_UNFIT", str(error))
         case builder.NoDisk():
             details = (_retry(error.retry_seconds),)
             return Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, 507, "VARIANT_DISK", str(error), details)
+        case builder.TooManyAtOnce():
+            details = (_retry(error.retry_seconds),)
+            return Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, "TOO_MANY_VARIANTS", str(error), details)
         case builder.BuilderAway():
             details = (_retry(error.retry_seconds),)
             return Fault(grpc.StatusCode.UNAVAILABLE, 503, "BUILDER_UNAVAILABLE", str(error), details)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 
+import grpc.aio
 import numpy as np
 import pytest
 import pytest_asyncio
+from mediagen.builder.v1 import builder_pb2_grpc
 from safetensors.numpy import save_file
 
 from bench.loras import lora
@@ -20,6 +23,7 @@ from server.adapters.weights import Part, Variant
 from server.assets.asset import blob
 from server.builder.client import Builder, Command, EmbeddedBuilder
 from server.builder.faults import BuilderAway, NoDisk, PartMissing, PartUnfit
+from server.builder.service import BuilderService, Volumes
 from server.catalog import read_catalog
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,6 +106,68 @@ async def test_a_name_is_never_a_path(process: Process, name: str) -> None:
     with pytest.raises(PartUnfit, match="is none"):
         await process.builder.ensure(Variant(SPEC, (Part("lora", f"../{name}", frozenset({"text_encoder"})),)), ())
     assert process.files() == before
+
+
+async def test_an_engine_s_name_may_have_a_dot(tmp_path: Path) -> None:
+    """`python -m export --name sd1.5`."""
+    repository = tmp_path / "repository"
+    shutil.copytree(REPOSITORY / SPEC.name, repository / "sd1.5_text_encoder")
+    shutil.copy(REPOSITORY / "sd15.json", repository / "sd1.5.json")
+    process = Process(tmp_path)
+    process.command = replace(process.command, repository=repository)
+    async with process:
+        variant = replace(process.variant(1), graph=replace(SPEC, name="sd1.5_text_encoder"))
+        assert (await process.builder.ensure(variant, ())).built
+        assert process.files() == {variant.spec.name}
+
+
+@pytest_asyncio.fixture
+async def busy(tmp_path: Path) -> AsyncIterator[tuple[BuilderService, Builder, Process]]:
+    """A builder in this process, both of whose turns are taken."""
+    process = Process(tmp_path)
+    service = BuilderService(Volumes(REPOSITORY, process.assets, process.variants), 2**30)
+    for _ in range(2):
+        await service._turns.acquire()
+    server = grpc.aio.server()
+    builder_pb2_grpc.add_BuilderServiceServicer_to_server(service, server)
+    server.add_insecure_port(f"unix:{tmp_path}/socket")
+    await server.start()
+    builder = Builder(f"unix:{tmp_path}/socket")
+    yield service, builder, process
+    await builder.close()
+    service.close()
+    await server.stop(None)
+
+
+async def test_a_build_that_nobody_waits_for_any_more_never_begins_and_what_others_wait_for_does(
+    busy: tuple[BuilderService, Builder, Process],
+) -> None:
+    service, builder, process = busy
+    dropped, wanted = process.variant(1), process.variant(2)
+    calls = [asyncio.create_task(builder.ensure(variant, ())) for variant in (dropped, dropped, wanted, wanted)]
+    await until(lambda: [building.waiting for building in service._building.values()] == [2, 2])
+    for call in calls[:3]:
+        call.cancel()
+    await until(lambda: [building.waiting for building in service._building.values()] == [1])
+    service._turns.release()
+    assert (await calls[3]).built
+    assert process.files() == {wanted.spec.name}
+    assert (await builder.ensure(dropped, ())).built  # who asks later is served
+    assert not service._building
+
+
+async def test_a_build_that_has_begun_ends_for_who_asks_next(busy: tuple[BuilderService, Builder, Process]) -> None:
+    service, builder, process = busy
+    variant = process.variant(*range(10, 26))  # takes a while
+    call = asyncio.create_task(builder.ensure(variant, ()))
+    service._turns.release()
+    await until(lambda: any(building.begun for building in service._building.values()))
+    (building,) = service._building.values()
+    call.cancel()
+    await until(lambda: not building.waiting)
+    await builder.ensure(variant, ())
+    assert building.task.result().built
+    assert process.files() == {variant.spec.name}
 
 
 @pytest.mark.asyncio(loop_scope="module")

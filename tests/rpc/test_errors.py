@@ -7,7 +7,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from server.admission import Overloaded
 from server.assets import faults as assets
-from server.builder.faults import BuilderAway, BuildFailed, NoDisk, PartMissing, PartUnfit
+from server.builder.faults import BuilderAway, BuildFailed, NoDisk, PartMissing, PartUnfit, TooManyAtOnce
 from server.engines.port import (
     EngineFault,
     EngineInputError,
@@ -15,6 +15,7 @@ from server.engines.port import (
     EngineOverloaded,
     EngineTimeout,
     EngineUnavailable,
+    EngineUnfit,
 )
 from server.rpc.errors import ASSET_FAULTS, NotBuilt, fault_of, trailers
 from server.violations import InvalidRequest, Violation
@@ -49,7 +50,9 @@ TOLD = [
     (TimeoutError(), Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", None),
     (PartMissing("deleted"), Code.NOT_FOUND, "ASSET_GONE", None),
     (PartUnfit("of another family"), Code.INVALID_ARGUMENT, "ASSET_UNFIT", None),
+    (EngineUnfit("not finite"), Code.INVALID_ARGUMENT, "ASSET_UNFIT", None),
     (NoDisk("full"), Code.RESOURCE_EXHAUSTED, "VARIANT_DISK", retry(60_000_000_000)),
+    (TooManyAtOnce("64"), Code.RESOURCE_EXHAUSTED, "TOO_MANY_VARIANTS", retry(10_000_000_000)),
     (BuilderAway("killed"), Code.UNAVAILABLE, "BUILDER_UNAVAILABLE", retry(2_000_000_000)),
     (BuildFailed("read-only"), Code.INTERNAL, "BUILD_FAILED", None),
     (NotBuilt("later"), Code.UNIMPLEMENTED, "NOT_BUILT", None),
