@@ -3,7 +3,7 @@
 `python -m bench.soak --cycles 500` composes what server/app.py does: the embedded Triton, the builder, a memory budget
 that holds two variants and a disk budget that holds four, so that each cycle unloads one and now and then removes one
 from disk. All answers of one set of LoRAs must be equal in every bit, from first to last. Meanwhile steps of the plain
-UNet run without a pause, and the longest time without one is told.
+UNet run without a pause, and the longest time without one is told. It ends with status 1 and says what grew.
 """
 
 import argparse
@@ -37,7 +37,9 @@ from server.variants import Variants
 
 REPOSITORY = Path(__file__).resolve().parent.parent / "model_repository"
 SETS = 6  # of LoRAs
-SETTLED = 0.25  # share of the cycles after which everything has been seen once: what grows later, grows
+SETTLED = 0.25  # share of the cycles, and all sets at least once, after which nothing is new: what grows later, grows
+LOADED = 2  # variants at once, see `composed`
+GROWTH = 16 * 2**20  # bytes: allocators keep what they were given; a leak of a variant's weights is more in ten cycles
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ async def composed(work: Path, component: str = "text_encoder") -> AsyncIterator
     sets = [Variant(spec, (part,)) for part in parts[:-1]]
     sets.append(Variant(spec, tuple(Part("lora", part.sha256, part.components, -0.5) for part in parts[:2])))
     sizes = {name: memory.estimate(REPOSITORY, name) for name in specs}
-    budget = sizes[unet.name] + 2 * sizes[spec.name]
+    budget = sizes[unet.name] + LOADED * sizes[spec.name]
     folder = work / "variants"
     folder.mkdir()
     async with AsyncExitStack() as stack:
@@ -140,13 +142,13 @@ async def composed(work: Path, component: str = "text_encoder") -> AsyncIterator
 
 
 async def soak(bench: Bench, cycles: int) -> Soaked:
-    """Raises `AssertionError` at the first wrong answer."""
+    """Raises `AssertionError` at the first wrong answer, or at the end for what grew."""
     inputs = golden(bench.spec)
     answers: dict[str, Mapping[str, Array]] = {}
     sources: list[str] = []
     times: list[float] = []
     traffic = asyncio.create_task(_draw(bench, times))
-    settled = bench.counts()
+    settled: Counts | None = None
     for cycle in range(cycles):
         variant = bench.sets[(cycle * 5) % SETS if cycle % 7 else cycle % 2]  # in turns, and some again at once
         async with bench.variants.held({bench.spec.name: variant}) as held:
@@ -155,19 +157,48 @@ async def soak(bench: Bench, cycles: int) -> Soaked:
         for name, value in expected.items():
             assert value.tobytes() == found[name].tobytes(), f"cycle {cycle}: {variant.spec.name} answers otherwise"
         sources.append(held.made[0].source)
-        if cycle == int(cycles * SETTLED):
+        if settled is None and len(answers) == SETS and cycle >= int(cycles * SETTLED):
             settled = await _calm(bench)
         assert not traffic.done(), traffic.result()
     last = await _calm(bench)
     traffic.cancel()
     await asyncio.gather(traffic, return_exceptions=True)
     assert len({value.tobytes() for answer in answers.values() for value in answer.values()}) >= len(answers)
+    assert settled is not None, f"{cycles} cycles are too few for {SETS} sets"
     gaps = [later - earlier for earlier, later in pairwise(times)]
-    return Soaked(
+    seen = Soaked(
         *(cycles, *(sources.count(source) for source in ("built", "disk", "memory")), settled, last, len(times)),
         longest_gap=max(gaps),
         usual_step=sorted(gaps)[len(gaps) // 2],
     )
+    found = wrong(seen, len({*bench.home.needed, *bench.home.idle}), len(read_catalog(REPOSITORY)["sd15"].specs))
+    assert not found, "; ".join(found)
+    return seen
+
+
+def wrong(seen: Soaked, loaded: int, plain: int) -> list[str]:
+    """What grew, or was not exercised; `loaded` variants are in memory at the end, beside `plain` engines known."""
+    last = seen.last
+    at_most = {
+        "loaded variants": (loaded, LOADED),
+        "processes": (last.processes, 2 + loaded),  # Triton, the plain UNet's, and one a variant
+        "regions of shared memory": (last.regions, 1 + loaded),
+        "known engines": (last.known, 2 * (plain + loaded) + 3),  # in two places each, and what is under way
+        "variants on disk": (last.folders, SETS - 1),
+        **{
+            f"bytes of the {process}": (getattr(last, process), getattr(seen.settled, process) + GROWTH)
+            for process in ("gateway", "triton", "builder")
+        },
+    }
+    at_least = {
+        "built": (seen.built, SETS),
+        "from disk or memory": (seen.from_disk + seen.from_memory, 1),
+        "steps of others": (seen.steps, seen.cycles + 1),
+    }
+    return [
+        *(f"{what}: {number}, at most {most} are right" for what, (number, most) in at_most.items() if number > most),
+        *(f"{what}: {number}, at least {few} are right" for what, (number, few) in at_least.items() if number < few),
+    ]
 
 
 def golden(spec: Spec) -> dict[str, Array]:
@@ -222,4 +253,7 @@ if __name__ == "__main__":
     parser.add_argument("--cycles", type=int, default=500)
     parser.add_argument("--component", choices=("text_encoder", "unet"), default="text_encoder")
     given = parser.parse_args()
-    sys.exit(asyncio.run(_main(given.cycles, given.component)))
+    try:
+        asyncio.run(_main(given.cycles, given.component))
+    except AssertionError as error:
+        sys.exit(f"wrong after all: {error}")
