@@ -14,9 +14,9 @@ from server.adapters.tokens import Inversion
 from server.adapters.transfer import Transfer
 from server.adapters.weights import Part
 from server.asked.guides import control, image_prompt, transfers
-from server.asked.reading import Reading
+from server.asked.reading import Reading, entries
 from server.asked.shelf import Shelf
-from server.asked.weights import inversions, loras, whole_networks
+from server.asked.weights import MAX_INVERSIONS, MAX_LORAS, inversions, loras, whole_networks
 from server.assets.asset import AssetType
 from server.canvas import FromNoise, FromPicture, Inpainting
 from server.catalog import Engine
@@ -64,23 +64,32 @@ def read_adapters(
     guided, control_parts = control(reading)
     prompted, ip_adapter, ip_parts = image_prompt(reading)
     transferred, transfer_parts = transfers(reading)
+    parts = (
+        *whole_networks(reading, "checkpoint", AssetType.CHECKPOINT, "checkpoint"),
+        *whole_networks(reading, "vae", AssetType.VAE, "vae"),
+        *loras(reading, transfer_parts),
+        *control_parts,
+        *ip_parts,
+    )
+    words = tuple(inversions(reading))
+    if reading.violations:  # maps that are too long are not sorted
+        return NO_ADAPTERS, reading.violations
     adapters = Adapters(
-        parts=(
-            *whole_networks(reading, "checkpoint", AssetType.CHECKPOINT, "checkpoint"),
-            *whole_networks(reading, "vae", AssetType.VAE, "vae"),
-            *loras(reading, transfer_parts),
-            *control_parts,
-            *ip_parts,
-        ),
-        inversions=tuple(inversions(reading)),
+        parts=parts,
+        inversions=words,
         control=guided,
         image_prompt=prompted,
         transfers=transferred,
         names=AdapterNames(
             checkpoint=request.checkpoint,
             vae=request.vae,
-            loras=dict(sorted(request.loras.items())),
-            textual_inversions=dict(sorted(request.textual_inversions.items())),
+            loras={name: weight for _, name, weight in entries(reading, "loras", request.loras, MAX_LORAS)},
+            textual_inversions={
+                name: trigger
+                for _, name, trigger in entries(
+                    reading, "textual_inversions", request.textual_inversions, MAX_INVERSIONS
+                )
+            },
             controlnet=request.controlnet,
             ip_adapter=ip_adapter,
         ),
