@@ -12,10 +12,10 @@ from server.adapters.control import Control, NoControl
 from server.adapters.ip_adapter import ImagePrompt, NoImagePrompt
 from server.adapters.names import AdapterNames
 from server.adapters.transfer import Marked, Transfer, text_only
-from server.adapters.weights import Part, Variant, variants
+from server.adapters.weights import Part, Variant, components, variants
 from server.canvas import FromNoise, FromPicture, Inpainting
 from server.catalog import Engine
-from server.engines.port import Array
+from server.engines.port import Array, Spec
 from server.families.base import Size, Text
 from server.pictures import Encoding
 from server.samplers.base import Sampler, Step, Trajectory
@@ -137,9 +137,16 @@ class Plan:
     @cached_property
     def variants(self) -> Mapping[str, Variant]:
         """What runs in place of the repository's networks, by their name."""
-        networks = (*self.engine.specs, *self.engine.templates)
-        ran = [spec for spec in networks if spec.name in self.executions]
-        return variants(self.engine.card.name, ran, self.parts)
+        return variants(self.engine.card.name, self._ran, self.parts)
+
+    @property
+    def _networks(self) -> tuple[Spec, ...]:
+        """Those that weights are put over."""
+        return *self.engine.specs, *self.engine.templates
+
+    @property
+    def _ran(self) -> tuple[Spec, ...]:
+        return tuple(spec for spec in self._networks if spec.name in self.executions)
 
     @property
     def idle_parts(self) -> tuple[Part, ...]:
@@ -147,6 +154,11 @@ class Plan:
         room."""
         used = {part for variant in self.variants.values() for part in variant.parts}
         return tuple(part for part in self.parts if part not in used)
+
+    def idle_components(self, part: Part) -> frozenset[str]:
+        """Those of the engine that a part changes and no network that runs has."""
+        name = self.engine.card.name
+        return part.components & components(name, self._networks) - components(name, self._ran)
 
     @property
     def shows_transfers(self) -> bool:

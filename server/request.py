@@ -183,13 +183,18 @@ _FIELDS = {  # by the kind of a part
 
 
 def _idle(made: Plan) -> Iterator[str]:
-    """What was asked for and is for networks that do not run: see `Plan.idle_parts`."""
+    """What was asked for and is for networks that do not run: see `Plan.idle_parts` and `idle_components`."""
     card = made.engine.card
     brought = card.transfer_lora if isinstance(card, SdxlCard) else ""  # by transfer images, not by name
-    idle = [_FIELDS[part.kind] for part in made.idle_parts if part.kind != "lora" or part.sha256 != brought]
+    named = [part for part in made.parts if part.kind != "lora" or part.sha256 != brought]
+    idle = [_FIELDS[part.kind] for part in named if part in made.idle_parts]
     for field, count in Counter(idle).items():
         which = f"{count} of them" if field == "loras" else "it"
         yield f"{field}: {which} did nothing: no network that has a part in this picture is changed"
+    partly = [(_FIELDS[part.kind], made.idle_components(part)) for part in named if part not in made.idle_parts]
+    for (field, unused), count in Counter(each for each in partly if each[1]).items():
+        which = f"{count} of them" if field == "loras" else "it"
+        yield f"{field}: what {which} changed of {' and '.join(sorted(unused))} did nothing: that takes no part here"
     if made.transfers and not made.shows_transfers:
         yield "transfer_images did nothing: the base model's evaluations are too few, the first ones go by text alone"
 

@@ -94,6 +94,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Drawer:
     assets = (
         *(asset(name, AssetType.LORA, "sd15", components=("unet", "text_encoder")) for name in LORAS),
         asset("neon", AssetType.LORA, "sdxl"),
+        asset("neon-sign", AssetType.LORA, "sdxl", components=("unet", "text_encoder_2")),
         asset("paper", AssetType.CHECKPOINT, "sd15", components=("unet", "vae")),
         asset("print", AssetType.VAE, "sd15", components=("vae",)),
         asset("cat", AssetType.TEXTUAL_INVERSION, "sd15", components=("text_encoder",)),
@@ -412,6 +413,8 @@ def test_what_changes_no_network_that_runs_is_told(engines: Catalog, shelf: Draw
     for share, fields, told in (
         (0.0, shown, ("transfer_images did nothing",)),
         (0.0, {"loras": {"neon": 1.0}}, ("loras: 1 of them did nothing",)),
+        (0.0, {"loras": {"neon-sign": 1.0}}, ("loras: what 1 of them changed of unet did nothing",)),
+        (0.5, {"loras": {"neon-sign": 1.0}}, ()),
         (0.0, {"ip_adapter_image": picture()}, ("ip_adapter_image: it did nothing",)),
         (0.5, shown | {"loras": {"neon": 1.0}}, ()),
         (0.5, shown | {"steps": 1}, ("transfer_images did nothing",)),

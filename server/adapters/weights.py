@@ -62,6 +62,11 @@ _OF_TEMPLATES: Mapping[str, frozenset[str]] = {
 _CHANGING = {**{name: frozenset({component}) for name, component in COMPONENTS.items()}, **_OF_TEMPLATES}
 
 
+def components(engine: str, specs: Iterable[Spec]) -> frozenset[str]:
+    """Whose weights some of an engine's networks have together."""
+    return frozenset().union(*(_CHANGING.get(spec.name.removeprefix(f"{engine}_"), ()) for spec in specs))
+
+
 def variants(engine: str, specs: Iterable[Spec], parts: Iterable[Part]) -> Mapping[str, Variant]:
     """Of an engine's networks, those that some parts change, by the name of their graph.
 
