@@ -88,10 +88,11 @@ def test_a_killed_triton_fails_the_call_at_once_and_comes_back(own_service: Runn
         while not next(started).HasField("progress"):
             pass
         rest = pool.submit(list, started)
-        first = watch(descendants(own_service.process.pid))
+        triton = triton_of(own_service)
+        first = watch({triton} | descendants(triton))  # the builder beside it lives on
         assert len(first) > 1  # Triton and a stub
         assert regions(own_service)
-        os.kill(triton_of(own_service), signal.SIGKILL)
+        os.kill(triton, signal.SIGKILL)
         killed = time.monotonic()
         with pytest.raises(MediagenError) as failed:
             rest.result(timeout=30)
