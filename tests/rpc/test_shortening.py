@@ -102,7 +102,7 @@ def everything_wrong(engine: str, text: str) -> pb.GenerateRequest:
         controlnet_image=text.encode() * 5000,
         controlnet_preprocess=False,
         controlnet_conditioning_scale=-1e308,
-        controlnet_early_stop=0,
+        controlnet_early_stop=-1e308,
         high_noise_frac=-1e308,
         use_refiner=False,
         style_preset=text * 5000,
