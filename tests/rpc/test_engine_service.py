@@ -22,14 +22,14 @@ async def test_an_engine_is_as_ready_as_its_least_ready_network(
     catalog: Catalog, states: tuple[State, ...], told: pb.EngineState
 ) -> None:
     networks = [spec.name for spec in catalog["sd15"].specs]
-    (encoder,) = (name for name in networks if name.endswith("vae_encoder"))
+    shown = [name for name in networks if name.endswith(("vae_encoder", "image_encoder"))]
     conditions = {
         name: Condition(state, memory, taken)
         for name, state, memory, taken in zip(
-            (encoder, *(name for name in networks if name != encoder)),
-            (State.UNLOADED, *states),  # what takes given pictures is not waited for
-            (8, 1, 2, 4),
-            (0, 1, 0, 4),
+            (*shown, *(name for name in networks if name not in shown)),
+            (State.UNLOADED, State.UNLOADED, *states),  # what takes given pictures is not waited for
+            (8, 16, 1, 2, 4),
+            (0, 0, 1, 0, 4),
             strict=True,
         )
     }
@@ -39,5 +39,5 @@ async def test_an_engine_is_as_ready_as_its_least_ready_network(
 
     reply = await EngineService({"sd15": catalog["sd15"]}, tell).ListEngines(pb.ListEnginesRequest(), None)
     (listed,) = reply.engines
-    assert (listed.state, listed.memory_bytes, listed.loaded_bytes) == (told, 15, 5)
+    assert (listed.state, listed.memory_bytes, listed.loaded_bytes) == (told, 31, 5)
     assert list(listed.models) == networks
