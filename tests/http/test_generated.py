@@ -251,7 +251,7 @@ def test_no_generated_message_makes_the_service_fail(hollow_service: Hollow) -> 
 
 def test_no_generated_body_makes_the_service_fail(hollow_service: Hollow) -> None:
     ends = over_http(hollow_service, QUICK)
-    assert ends[200] > QUICK / 40, ends
+    assert ends[200] > QUICK / 100, ends  # chance decides; without any the test would say nothing
     assert ends[422] > QUICK / 4
 
 
