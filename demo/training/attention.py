@@ -5,6 +5,17 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 
+def mixed(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """What queries find: each b n c, in so many heads side by side -> b n c."""
+
+    def parted(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (heads, -1)).transpose(1, 2).flatten(0, 1)  # b*heads n c/heads
+
+    q, k, v = parted(q), parted(k), parted(v)
+    weights = torch.bmm(q * q.shape[-1] ** -0.5, k.transpose(1, 2)).softmax(-1)
+    return torch.bmm(weights.to(v.dtype), v).unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
+
+
 class PlainAttention:
     """One attention's computation, as diffusers' networks call it."""
 
@@ -17,14 +28,8 @@ class PlainAttention:
     ) -> Tensor:
         """b n c."""
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-
-        def heads(x: Tensor) -> Tensor:
-            return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2).flatten(0, 1)  # b*heads n c/heads
-
-        q, k, v = heads(attn.to_q(hidden_states)), heads(attn.to_k(source)), heads(attn.to_v(source))
-        weights = torch.bmm(q * q.shape[-1] ** -0.5, k.transpose(1, 2)).softmax(-1)
-        mixed = torch.bmm(weights.to(v.dtype), v).unflatten(0, (-1, attn.heads)).transpose(1, 2).flatten(2)
-        out: Tensor = attn.to_out[0](mixed)
+        found = mixed(attn.to_q(hidden_states), attn.to_k(source), attn.to_v(source), attn.heads)
+        out: Tensor = attn.to_out[0](found)
         return out
 
 

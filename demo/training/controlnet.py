@@ -6,6 +6,7 @@ entry of `MAP_CHANNELS` but the first, as often as the family's autoencoder does
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,15 +101,15 @@ def lighten_map(network: ControlNetModel) -> None:
 
 
 @dataclass(frozen=True)
-class Frozen:
+class Frozen(ABC):
     """A checkpoint's UNet, and what it is told of captions."""
 
     unet: UNet2DConditionModel
     scale: int  # the picture's side in those of SD 1.5's picture of the same latents
 
+    @abstractmethod
     def tell(self, captions: list[str], width: int, height: int) -> tuple[Tensor, dict[str, Tensor] | None]:
         """The texts' states (b 77 c), and SDXL's further conditions. Sides of the whole picture."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

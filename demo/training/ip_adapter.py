@@ -24,7 +24,7 @@ from demo.scenes import Scene, render, sample
 from demo.tokenizer import encode
 from demo.training import sdxl
 from demo.training.alike import METHODS
-from demo.training.attention import NoAttention, PlainAttention
+from demo.training.attention import NoAttention, PlainAttention, mixed
 from demo.training.diffusion import alphas, times, v_loss
 from demo.training.image_encoder import EMBEDDING, pixel_values
 from demo.training.latents import Store
@@ -80,20 +80,11 @@ class ImageAttention:
         assert encoder_hidden_states is not None, "a cross-attention without states"
         text, image = encoder_hidden_states[:, :-TOKENS], encoder_hidden_states[:, -TOKENS:]
 
-        def heads(x: Tensor) -> Tensor:
-            return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2).flatten(0, 1)  # b*heads n c/heads
-
-        q = heads(attn.to_q(hidden_states))
-        q = q * q.shape[-1] ** -0.5
-
-        def look(keys: Tensor, values: Tensor) -> Tensor:
-            weights = torch.bmm(q, heads(keys).transpose(1, 2)).softmax(-1)
-            return torch.bmm(weights.to(values.dtype), heads(values))
-
-        mixed = look(attn.to_k(text), attn.to_v(text))
+        q = attn.to_q(hidden_states)
+        found = mixed(q, attn.to_k(text), attn.to_v(text), attn.heads)
         if self.on:
-            mixed = mixed + look(self._part.to_k_ip(image), self._part.to_v_ip(image))
-        out: Tensor = attn.to_out[0](mixed.unflatten(0, (-1, attn.heads)).transpose(1, 2).flatten(2))
+            found = found + mixed(q, self._part.to_k_ip(image), self._part.to_v_ip(image), attn.heads)
+        out: Tensor = attn.to_out[0](found)
         return out
 
 

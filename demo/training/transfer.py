@@ -25,6 +25,7 @@ from demo.scenes import KINDS, TIMES, Scene, Thing, sample
 from demo.tokenizer import LENGTH, encode
 from demo.training import sdxl
 from demo.training.alike import sky
+from demo.training.attention import mixed
 from demo.training.diffusion import alphas, times, v_loss
 from demo.training.ip_adapter import LOOKED, looked_at
 from demo.training.latents import Store
@@ -140,14 +141,10 @@ class Lora(nn.Module):
         """b n c."""
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
 
-        def heads(x: Tensor) -> Tensor:
-            return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2).flatten(0, 1)  # b*heads n c/heads
-
-        q = heads(attn.to_q(hidden_states) + self.to_q_lora(hidden_states))
-        k, v = heads(attn.to_k(source) + self.to_k_lora(source)), heads(attn.to_v(source) + self.to_v_lora(source))
-        weights = torch.bmm(q * q.shape[-1] ** -0.5, k.transpose(1, 2)).softmax(-1)
-        mixed = torch.bmm(weights.to(v.dtype), v).unflatten(0, (-1, attn.heads)).transpose(1, 2).flatten(2)
-        out: Tensor = attn.to_out[0](mixed) + self.to_out_lora(mixed)
+        q = attn.to_q(hidden_states) + self.to_q_lora(hidden_states)
+        k, v = attn.to_k(source) + self.to_k_lora(source), attn.to_v(source) + self.to_v_lora(source)
+        found = mixed(q, k, v, attn.heads)
+        out: Tensor = attn.to_out[0](found) + self.to_out_lora(found)
         return out
 
 
